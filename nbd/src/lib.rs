@@ -1,0 +1,28 @@
+//! The server side of the NBD protocol as a sans-IO state machine: bytes in, decisions out.
+//!
+//! A connection starts as a [`Handshake`]: the caller feeds it what the socket gave and sends what
+//! [`Handshake::take_output`] returns, until a [`Session`] comes back. From then on
+//! [`Transmission::parse`] turns request headers into validated [`Request`]s, and [`reply`] writes
+//! the frames that answer them. [`wire`] holds the layouts, for clients too.
+//!
+//! This crate opens nothing, waits for nothing and asks no clock: sockets, deadlines, TLS and disks
+//! belong to the caller. It trusts no length, count or string that came from a peer.
+#![forbid(unsafe_code)]
+
+pub mod export;
+pub mod fuzz;
+pub mod handshake;
+mod options;
+pub mod reply;
+pub mod transmission;
+mod units;
+pub mod wire;
+
+pub use export::{BlockSize, BlockSizeError, Capabilities, Export, ExportEntry, Exports};
+pub use handshake::{
+    Context, ContextName, Handshake, HandshakeLimits, Progress, Session, Violation,
+};
+pub use reply::{Body, Extent, Piece, ReplyError, ReplyStyle, Segment};
+pub use transmission::{Command, Parsed, Request, Transmission};
+pub use units::{Bytes, ContextId, Cookie, Offset};
+pub use wire::{Errno, HeaderFormat};

@@ -1,0 +1,142 @@
+//! What a client of a disk may ask, and what it is told.
+
+use super::effect::IoError;
+use super::units::{ByteLen, DiskOffset, Extent, Span};
+
+/// The caller's name for a request; given back in the reply. Unique among those in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// A request to a disk. Extents lie inside the disk: the transport has checked the bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Fill `into` (same length as the extent) with the disk's bytes.
+    Read {
+        /// What to read.
+        extent: Extent,
+        /// Where the bytes go.
+        into: Span,
+    },
+    /// Store the bytes of `from`. With `fua` the reply waits until they are durable.
+    Write {
+        /// What to write.
+        extent: Extent,
+        /// The new bytes.
+        from: Span,
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Make the extent read as zeroes.
+    Zero {
+        /// What to zero.
+        extent: Extent,
+        /// Whether the space may be given back (NBD: no NO_HOLE flag).
+        may_unmap: bool,
+        /// Force unit access.
+        fua: bool,
+    },
+    /// The content is no longer needed; it may read as before or as zeroes.
+    Discard {
+        /// What to discard.
+        extent: Extent,
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Tell where data and holes are, from the extent's start on, in at most `limit` runs.
+    /// The answer may stop short of the extent's end, but covers at least one byte.
+    Map {
+        /// What to describe.
+        extent: Extent,
+        /// Most runs wanted.
+        limit: u32,
+    },
+    /// Make everything acknowledged before this request was submitted durable.
+    Flush,
+}
+
+/// A piece of a read's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes that lie in this part of the request's span.
+    Data(Span),
+    /// A run of zeroes; the span was not touched there.
+    Hole(ByteLen),
+}
+
+/// A run of a map answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapRun {
+    /// Length in bytes.
+    pub len: ByteLen,
+    /// What is there.
+    pub kind: MapKind,
+}
+
+/// What a run of the disk is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// No layer holds it: reads as zeroes and takes no space.
+    Hole,
+    /// Held by the layer this many steps below the top (0 is the top).
+    Data {
+        /// Steps below the top layer.
+        depth: u16,
+    },
+    /// A layer says that it is zero, hiding what lies below.
+    Zero {
+        /// Steps below the top layer.
+        depth: u16,
+    },
+}
+
+/// A successful answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Done; for a read: the whole span holds data.
+    Done,
+    /// A read with holes, in order, covering the extent.
+    Segments(Vec<Segment>),
+    /// A map, in order, from the extent's start.
+    Map(Vec<MapRun>),
+}
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The request's id.
+    pub id: RequestId,
+    /// What came of it.
+    pub result: Result<Answer, Fault>,
+}
+
+/// Why a request failed, with the place it failed at.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} (layer {layer}, disk offset {at})")]
+pub struct Fault {
+    /// What went wrong.
+    pub kind: FaultKind,
+    /// The layer, counted from the top (0).
+    pub layer: u16,
+    /// The disk offset of the failing piece.
+    pub at: DiskOffset,
+}
+
+/// The kinds of failure a request can meet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultKind {
+    /// The file system refused an operation.
+    #[error("I/O failed: {0}")]
+    Io(IoError),
+    /// Metadata read from the image breaks the format's rules.
+    #[error("corrupt image: {0}")]
+    Corrupt(String),
+    /// The format or the device has no room for another block.
+    #[error("no space left in the image: {0}")]
+    NoSpace(&'static str),
+    /// The disk was opened read-only.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// An earlier failure made the disk unusable until it is opened again.
+    #[error("the disk is stopped after an earlier failure: {0}")]
+    Stopped(String),
+}

@@ -1,0 +1,5 @@
+//! orlop serves virtual disk images: VHD (fixed, dynamic, differencing) and raw, with their
+//! copy-on-write parent chains, over NBD. See ARCHITECTURE.md for the rooms and their rules.
+#![deny(unsafe_code)]
+
+pub mod engine;
