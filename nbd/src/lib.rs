@@ -16,6 +16,7 @@ mod options;
 pub mod reply;
 pub mod transmission;
 mod units;
+mod violation;
 pub mod wire;
 
 pub use export::{BlockSize, BlockSizeError, Capabilities, Export, ExportEntry, Exports};

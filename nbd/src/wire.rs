@@ -261,7 +261,6 @@ impl Errno {
 
 /// Which request headers the two sides agreed on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum HeaderFormat {
     /// 28-byte requests with 32-bit lengths.
     #[default]

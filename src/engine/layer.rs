@@ -32,8 +32,8 @@ pub enum Located {
     Ask(MetaPage),
 }
 
-/// An image somebody may read.
-pub trait Layer {
+/// An image somebody may read. It is opened on one thread and served on another.
+pub trait Layer: Send {
     /// Length of the disk this layer describes, in bytes.
     fn size(&self) -> ByteLen;
 

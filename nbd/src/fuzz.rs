@@ -1,0 +1,144 @@
+//! Test support: what a fuzz target feeds with arbitrary bytes, shared with the replay tests.
+//!
+//! Not part of the protocol. Each function takes any bytes at all and panics only if an invariant
+//! of this crate is broken, so a crash here is a finding.
+
+use crate::export::{BlockSize, Capabilities, Export, ExportEntry, Exports};
+use crate::handshake::{Context, ContextName, Handshake, HandshakeLimits, Progress, Session};
+use crate::transmission::{PAYLOAD_MAX, Parsed, Transmission};
+use crate::units::{Bytes, ContextId};
+use crate::wire::{HeaderFormat, REQUEST_LEN};
+
+/// A small set of exports that answers the empty name and `disk`, for tests.
+#[derive(Clone, Debug)]
+pub struct OneDisk(pub Export);
+
+impl OneDisk {
+    /// One MiB that can do everything.
+    #[must_use]
+    pub fn new() -> OneDisk {
+        OneDisk(Export {
+            name: "disk".to_owned(),
+            description: "a disk for tests".to_owned(),
+            size: Bytes(1 << 20),
+            capabilities: Capabilities {
+                read_only: false,
+                flush: true,
+                fua: true,
+                trim: true,
+                write_zeroes: true,
+                fast_zero: true,
+                cache: true,
+                multi_conn: true,
+                rotational: false,
+            },
+            block_size: BlockSize::default(),
+        })
+    }
+}
+
+impl Default for OneDisk {
+    fn default() -> OneDisk {
+        OneDisk::new()
+    }
+}
+
+impl Exports for OneDisk {
+    fn list(&self) -> Vec<ExportEntry> {
+        let Export { name, description, .. } = &self.0;
+        vec![ExportEntry { name: name.clone(), description: description.clone() }]
+    }
+
+    fn find(&self, name: &str) -> Option<Export> {
+        (name.is_empty() || name == self.0.name).then(|| self.0.clone())
+    }
+}
+
+/// What came of a handshake: everything said, how it ended, and how many bytes it took.
+pub type Outcome = (Vec<u8>, String, usize);
+
+/// Runs a handshake over `bytes` in pieces of `piece_len` and reports all that can be seen of it.
+#[must_use]
+pub fn converse(bytes: &[u8], piece_len: usize) -> Outcome {
+    let exports = OneDisk::new();
+    let limits = HandshakeLimits::default();
+    let mut handshake = Handshake::new(limits);
+    let mut said = handshake.take_output();
+    let mut taken = 0;
+    let mut end = "more".to_owned();
+    for piece in bytes.chunks(piece_len.max(1)) {
+        let progress = handshake.receive(piece, &exports);
+        said.extend(handshake.take_output());
+        taken += piece.len();
+        match progress {
+            Ok(Progress::More) => continue,
+            Ok(Progress::Ready(mut session)) => {
+                taken -= session.leftover.len();
+                session.leftover.clear();
+                end = format!("{session:?}");
+            }
+            // How much of the last piece went unread does not matter on a closed connection.
+            Ok(Progress::Closed) => (end, taken) = ("closed".to_owned(), 0),
+            Err(violation) => (end, taken) = (violation.to_string(), 0),
+        }
+        break;
+    }
+    assert!(said.len() <= limits.output_bytes_max, "output grew to {}", said.len());
+    (said, end, taken)
+}
+
+/// Any bytes as a handshake: whole, byte by byte, and in sevens must tell the same story; what
+/// follows a finished handshake goes on as transmission.
+pub fn handshake(bytes: &[u8]) {
+    let whole = converse(bytes, usize::MAX);
+    for piece_len in [1, 7] {
+        assert_eq!(converse(bytes, piece_len), whole, "in pieces of {piece_len}");
+    }
+    let mut again = Handshake::new(HandshakeLimits::default());
+    if let Ok(Progress::Ready(session)) = again.receive(bytes, &OneDisk::new()) {
+        stream(&Transmission::new(&session), &session, &session.leftover);
+    }
+}
+
+/// Any bytes as the stream of a session with structured replies and with simple ones.
+pub fn transmission(bytes: &[u8]) {
+    for structured in [false, true] {
+        let session = Session {
+            export: OneDisk::new().0,
+            structured,
+            contexts: vec![
+                Context { id: ContextId(1), name: ContextName::Allocation };
+                usize::from(structured)
+            ],
+            no_zeroes: true,
+            headers: HeaderFormat::default(),
+            leftover: Vec::new(),
+        };
+        stream(&Transmission::new(&session), &session, bytes);
+    }
+}
+
+/// Walks a stream as a server would and checks what the gate promises about each request.
+fn stream(gate: &Transmission, session: &Session, bytes: &[u8]) {
+    let mut rest = bytes;
+    loop {
+        let (consumed, payload) = match gate.parse(rest) {
+            Parsed::Incomplete => {
+                assert!(rest.len() < REQUEST_LEN, "a whole header is never incomplete");
+                return;
+            }
+            Parsed::Disconnect | Parsed::Violation(_) => return,
+            Parsed::Refused { consumed, payload, .. } => (consumed, u64::from(payload)),
+            Parsed::Request { request, consumed } => {
+                let end = request.offset.0.checked_add(request.length.0);
+                assert!(end.is_some_and(|end| end <= session.export.size.0), "{request:?}");
+                let payload = request.payload().0;
+                assert!(payload <= PAYLOAD_MAX.into(), "{request:?}");
+                (consumed, payload)
+            }
+        };
+        assert_eq!(consumed, REQUEST_LEN, "a judged header is taken off whole");
+        let skip = usize::try_from(payload).unwrap_or(usize::MAX).saturating_add(consumed);
+        rest = rest.get(skip..).unwrap_or_default();
+    }
+}

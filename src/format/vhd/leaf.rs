@@ -1,0 +1,384 @@
+//! A dynamic or differencing VHD that is written: homes for new sectors, and what changed since the
+//! last commit. `publish` turns that into the waves of a commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use vhd::bat::BatEntry;
+use vhd::{BlockIndex, FileOffset as VhdOffset, Image, SectorNo, Sparse, bitmap};
+
+use super::file_at;
+use super::layer::{VhdLayer, run, sectors_of};
+use super::publish::Batch;
+use super::table::BlockState;
+use super::tail::{Backing, Tail};
+use crate::engine::layer::{
+    Blocked, Corrupt, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken, Placed, Wave,
+    WaveNo,
+};
+use crate::engine::units::{ByteLen, Extent};
+
+/// Bytes of changed bitmaps kept in memory before a commit is forced.
+const MAX_DIRTY_BYTES: u64 = 8 << 20;
+
+/// How far a new block is on its way into the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Known in memory only.
+    Reserved,
+    /// Its bitmap goes out with the running commit, its entry with the next wave.
+    Publishing,
+    /// Its bitmap is durable and its entry may be: as good as visible (W2 applies).
+    Exposed,
+}
+
+/// A block about which memory knows more than the table on disk.
+pub(super) struct Fresh {
+    /// Its new home; `None`: the block was released and has none.
+    pub(super) slot: Option<SectorNo>,
+    /// The home that durable metadata may still name; quarantined until a commit settles.
+    pub(super) previous: Option<SectorNo>,
+    /// Sectors whose bytes have landed.
+    pub(super) bits: Vec<u8>,
+    /// Writes in flight into it.
+    pub(super) writers: u32,
+    pub(super) stage: Stage,
+    /// Landed sectors since the last snapshot.
+    pub(super) changed: bool,
+    /// A write failed: sectors that did not land may hold anything.
+    pub(super) tainted: bool,
+    /// No byte was written into it yet.
+    pristine: bool,
+    /// Stale bytes beneath were made zero, or cannot matter.
+    scrubbed: bool,
+}
+
+/// A writable sparse VHD.
+pub struct VhdLeaf {
+    pub(super) layer: VhdLayer,
+    pub(super) tail: Tail,
+    pub(super) fresh: BTreeMap<BlockIndex, Fresh>,
+    /// Fresh blocks with something to publish.
+    pub(super) unpublished: BTreeSet<BlockIndex>,
+    /// Listed blocks whose bitmap is newer than the disk.
+    pub(super) dirty_bits: BTreeSet<BlockIndex>,
+    /// The commit that runs.
+    pub(super) batch: Option<Batch>,
+    /// Whole blocks may be given back: not while Xen's batmap describes them.
+    may_release: bool,
+    max_dirty: usize,
+}
+
+impl VhdLeaf {
+    /// The leaf of an image that was opened, and repaired where it had to be.
+    pub fn new(image: &Image, sparse: &Sparse, backing: Backing) -> Self {
+        let file_end = VhdOffset::new(image.file_len.get());
+        let footer = image.footer_bytes().to_vec();
+        let layer = VhdLayer::new(image, sparse);
+        let bitmap_bytes = sparse.geometry.bitmap_bytes().get();
+        Self {
+            layer,
+            tail: Tail::new(backing, file_end, sparse.blocks_end, footer),
+            fresh: BTreeMap::new(),
+            unpublished: BTreeSet::new(),
+            dirty_bits: BTreeSet::new(),
+            batch: None,
+            may_release: sparse.batmap.is_none(),
+            max_dirty: (MAX_DIRTY_BYTES / bitmap_bytes).clamp(64, 8192) as usize,
+        }
+    }
+
+    fn entry(&mut self, block: BlockIndex) -> Result<(BatEntry, BlockState), Blocked> {
+        self.layer.table.entry(block).map_err(Blocked::Ask)
+    }
+
+    fn check_room(&self) -> Result<(), Blocked> {
+        let dirty = self.unpublished.len() + self.dirty_bits.len();
+        if dirty >= self.max_dirty { Err(Blocked::Commit) } else { Ok(()) }
+    }
+
+    /// Reserves a home for a block that has none. Nothing visible changes.
+    fn allocate(&mut self, block: BlockIndex) -> Result<(), Blocked> {
+        self.check_room()?;
+        let slot = self.tail.reserve(&self.layer.geometry)?;
+        self.layer.end = self.layer.end.max(self.tail.end());
+        // What a differencing image does not mark present is never read from it.
+        let clean = self.tail.backing == Backing::File || self.layer.differencing;
+        let bits = vec![0; self.layer.geometry.bitmap_bytes().get() as usize];
+        let previous = self.fresh.remove(&block).and_then(|old| old.previous);
+        self.fresh.insert(
+            block,
+            Fresh {
+                slot: Some(slot),
+                previous,
+                bits,
+                writers: 0,
+                stage: Stage::Reserved,
+                changed: false,
+                tainted: false,
+                pristine: true,
+                scrubbed: clean,
+            },
+        );
+        self.layer.table.overlay(block);
+        Ok(())
+    }
+
+    /// A home in a fresh block, which is allocated if need be.
+    fn place_fresh(&mut self, block: BlockIndex, part: Extent) -> Result<Placed, Blocked> {
+        if self.fresh.get(&block).is_none_or(|fresh| fresh.slot.is_none()) {
+            self.allocate(block)?;
+        }
+        let geometry = self.layer.geometry;
+        let Some((fresh, slot)) =
+            self.fresh.get_mut(&block).and_then(|fresh| fresh.slot.map(|slot| (fresh, slot)))
+        else {
+            return Err(Blocked::NoSpace("no home was reserved"));
+        };
+        if !fresh.scrubbed {
+            return Err(Blocked::Scrub {
+                block: block.get(),
+                at: file_at(geometry.data_at(slot)),
+                len: super::len_of(geometry.block_bytes()),
+            });
+        }
+        fresh.writers += 1;
+        let at = self.layer.place_in(slot, part);
+        Ok(placed(block, part, at, false, PlaceNote::Present))
+    }
+
+    /// A home in a block that the table lists.
+    fn place_listed(
+        &mut self,
+        block: BlockIndex,
+        slot: SectorNo,
+        part: Extent,
+    ) -> Result<Placed, Blocked> {
+        let at = self.layer.place_in(slot, part);
+        let geometry = self.layer.geometry;
+        let Some((present, len)) =
+            self.layer.bitmaps.find(block).map(|bits| run(&geometry, bits, part))
+        else {
+            return Err(Blocked::Ask(self.layer.ask_bitmap(block, slot)));
+        };
+        let in_commit = self.batch.as_ref().is_some_and(|batch| batch.holds_bitmap(block));
+        let is_dirty = self.dirty_bits.contains(&block);
+        if present && len == part.len {
+            let settled = !is_dirty && !in_commit;
+            return Ok(placed(block, part, at, settled, PlaceNote::Nothing));
+        }
+        if !is_dirty {
+            self.check_room()?;
+        }
+        self.layer.bitmaps.hold(block);
+        Ok(placed(block, part, at, false, PlaceNote::Present))
+    }
+
+    fn locate_fresh(&mut self, block: BlockIndex, part: Extent) -> Located {
+        let Some((fresh, slot)) =
+            self.fresh.get(&block).and_then(|fresh| fresh.slot.map(|slot| (fresh, slot)))
+        else {
+            return Located::Below(part.len);
+        };
+        match run(&self.layer.geometry, &fresh.bits, part) {
+            (true, len) => Located::Here(self.layer.place_in(slot, part), len),
+            (false, len) => Located::Below(len),
+        }
+    }
+
+    /// Zeroes in a block that the table lists.
+    fn hollow_listed(
+        &mut self,
+        block: BlockIndex,
+        (slot, state): (SectorNo, BlockState),
+        part: Extent,
+    ) -> Result<Hollow, Blocked> {
+        if self.layer.differencing && state != BlockState::Full {
+            return self.place_listed(block, slot, part).map(Hollow::Punch);
+        }
+        let on_disk = u64::from(self.layer.geometry.sectors_on_disk(block)) * 512;
+        let whole = part.len.get() >= on_disk;
+        let at = self.layer.place_in(slot, part);
+        if whole && !self.layer.differencing && self.may_release {
+            self.check_room()?;
+            // The whole slot, also what lies behind the end of the disk: it may be used again.
+            let all = Extent::new(part.at, super::len_of(self.layer.geometry.block_bytes()));
+            let mut home = placed(block, all, at, false, PlaceNote::Release);
+            home.extent = all;
+            return Ok(Hollow::Punch(home));
+        }
+        Ok(Hollow::Punch(placed(block, part, at, false, PlaceNote::Nothing)))
+    }
+
+    /// The block's data was punched as a whole: it needs no home any more.
+    fn release(&mut self, block: BlockIndex) {
+        let Ok((BatEntry::At(slot), BlockState::Listed | BlockState::Full)) =
+            self.layer.table.entry(block)
+        else {
+            return;
+        };
+        self.dirty_bits.remove(&block);
+        self.layer.bitmaps.remove(block);
+        self.fresh.insert(
+            block,
+            Fresh {
+                slot: None,
+                previous: Some(slot),
+                bits: Vec::new(),
+                writers: 0,
+                stage: Stage::Reserved,
+                changed: true,
+                tainted: false,
+                pristine: true,
+                scrubbed: true,
+            },
+        );
+        self.unpublished.insert(block);
+        self.layer.table.overlay(block);
+    }
+
+    fn landed_present(&mut self, block: BlockIndex, extent: Extent) {
+        let (first, count) = sectors_of(&self.layer.geometry, extent);
+        if let Some(fresh) = self.fresh.get_mut(&block) {
+            fresh.writers = fresh.writers.saturating_sub(1);
+            if fresh.slot.is_some() {
+                bitmap::set_range(&mut fresh.bits, first, count);
+                fresh.changed = true;
+                self.unpublished.insert(block);
+            }
+        } else if self.layer.bitmaps.set(block, first, count) {
+            // One hold was the write's; it becomes the one for being dirty.
+            if !self.dirty_bits.insert(block) {
+                self.layer.bitmaps.unhold(block);
+            }
+        }
+    }
+}
+
+impl Layer for VhdLeaf {
+    fn size(&self) -> ByteLen {
+        self.layer.size()
+    }
+
+    fn locate(&mut self, wanted: Extent) -> Located {
+        if !self.fresh.is_empty() {
+            let (block, part) = self.layer.in_block(wanted);
+            if let Ok((_, BlockState::Overlaid)) = self.layer.table.entry(block) {
+                return self.locate_fresh(block, part);
+            }
+        }
+        self.layer.locate(wanted)
+    }
+
+    fn learn(&mut self, page: MetaPage, bytes: &[u8]) -> Result<(), Corrupt> {
+        self.layer.learn(page, bytes)
+    }
+}
+
+impl Leaf for VhdLeaf {
+    fn place(&mut self, wanted: Extent) -> Result<Placed, Blocked> {
+        let (block, part) = self.layer.in_block(wanted);
+        match self.entry(block)? {
+            (_, BlockState::Overlaid) | (BatEntry::Unallocated, _) => {
+                let placed = self.place_fresh(block, part)?;
+                if let Some(fresh) = self.fresh.get_mut(&block) {
+                    fresh.pristine = false;
+                }
+                Ok(placed)
+            }
+            (BatEntry::At(slot), BlockState::Full) => {
+                let at = self.layer.place_in(slot, part);
+                Ok(placed(block, part, at, true, PlaceNote::Nothing))
+            }
+            (BatEntry::At(slot), BlockState::Listed) => self.place_listed(block, slot, part),
+        }
+    }
+
+    fn hollow(&mut self, wanted: Extent) -> Result<Hollow, Blocked> {
+        let (block, part) = self.layer.in_block(wanted);
+        match self.entry(block)? {
+            (BatEntry::At(slot), state @ (BlockState::Full | BlockState::Listed)) => {
+                self.hollow_listed(block, (slot, state), part)
+            }
+            (BatEntry::Unallocated, BlockState::Listed | BlockState::Full)
+                if !self.layer.differencing =>
+            {
+                Ok(Hollow::Already(part.len))
+            }
+            _ => {
+                let home = self.place_fresh(block, part)?;
+                let clean = self.tail.backing == Backing::File
+                    && self.fresh.get(&block).is_some_and(|fresh| fresh.pristine);
+                if clean { Ok(Hollow::Silent(home)) } else { Ok(Hollow::Punch(home)) }
+            }
+        }
+    }
+
+    fn landed(&mut self, placed: &Placed) {
+        let block = BlockIndex::new(placed.token.block);
+        match placed.token.note {
+            PlaceNote::Nothing => {}
+            PlaceNote::Release => self.release(block),
+            PlaceNote::Present => self.landed_present(block, placed.extent),
+        }
+    }
+
+    fn failed(&mut self, placed: &Placed) {
+        let block = BlockIndex::new(placed.token.block);
+        if placed.token.note != PlaceNote::Present {
+            return;
+        }
+        if let Some(fresh) = self.fresh.get_mut(&block) {
+            fresh.writers = fresh.writers.saturating_sub(1);
+            let published_whole = fresh.stage != Stage::Reserved && !fresh.tainted;
+            if published_whole && !self.layer.differencing && fresh.slot.is_some() {
+                // The disk shows these sectors already, so memory must show them as well.
+                let (first, count) = sectors_of(&self.layer.geometry, placed.extent);
+                bitmap::set_range(&mut fresh.bits, first, count);
+            } else {
+                fresh.tainted = true;
+            }
+        } else {
+            self.layer.bitmaps.unhold(block);
+        }
+    }
+
+    fn scrubbed(&mut self, block: u32) {
+        if let Some(fresh) = self.fresh.get_mut(&BlockIndex::new(block)) {
+            fresh.scrubbed = true;
+        }
+    }
+
+    fn scrub_failed(&mut self, _block: u32) {
+        // It stays unscrubbed, so the next one who wants it asks again.
+    }
+
+    fn dirty(&self) -> bool {
+        !self.unpublished.is_empty() || !self.dirty_bits.is_empty() || self.tail.footer_moved()
+    }
+
+    fn wave(&mut self, n: WaveNo) -> Option<Wave> {
+        match n.0 {
+            0 => self.first_wave(),
+            1 => self.second_wave(),
+            _ => None,
+        }
+    }
+
+    fn settled(&mut self) {
+        self.settle_batch();
+    }
+
+    fn abandoned(&mut self) {
+        self.abandon_batch();
+    }
+}
+
+fn placed(
+    block: BlockIndex,
+    extent: Extent,
+    at: crate::engine::units::FileOffset,
+    settled: bool,
+    note: PlaceNote,
+) -> Placed {
+    Placed { extent, at, settled, token: PlaceToken { block: block.get(), note } }
+}

@@ -1,0 +1,218 @@
+//! The two waves of a VHD commit (scheme S4 of the crash model): first the bitmaps of new blocks
+//! and the footer, with the data; then the table's sectors and the bitmaps of blocks already
+//! visible. Everything is built from the snapshot taken when the commit began (W5).
+
+use std::collections::BTreeSet;
+
+use vhd::bat::BatEntry;
+use vhd::{BlockIndex, FileOffset, SectorNo, bitmap};
+
+use super::file_at;
+use super::leaf::{Fresh, Stage, VhdLeaf};
+use super::table::Table;
+use crate::engine::layer::Wave;
+
+/// What one commit makes durable.
+#[derive(Default)]
+pub(super) struct Batch {
+    /// Fresh blocks whose entries change.
+    published: Vec<BlockIndex>,
+    /// Homes that nothing durable names once the commit settles.
+    released: Vec<(BlockIndex, SectorNo)>,
+    /// Snapshots of bitmaps of visible blocks.
+    bitmaps: Vec<(BlockIndex, FileOffset, Vec<u8>)>,
+    /// Sectors of the table that change.
+    sectors: BTreeSet<u32>,
+    footer_at: Option<FileOffset>,
+}
+
+impl Batch {
+    /// Whether the commit writes the bitmap of a listed block.
+    pub(super) fn holds_bitmap(&self, block: BlockIndex) -> bool {
+        self.bitmaps.iter().any(|(other, ..)| *other == block)
+    }
+}
+
+impl VhdLeaf {
+    /// Takes the snapshot; writes the bitmaps of new blocks and the footer, if it moved.
+    pub(super) fn first_wave(&mut self) -> Option<Wave> {
+        if !crate::engine::layer::Leaf::dirty(self) {
+            return None;
+        }
+        let mut wave = Wave::default();
+        let mut batch = Batch::default();
+        for block in std::mem::take(&mut self.unpublished) {
+            self.snapshot_fresh(block, &mut batch, &mut wave);
+        }
+        for block in std::mem::take(&mut self.dirty_bits) {
+            self.snapshot_bitmap(block, &mut batch);
+        }
+        // I2: the footer goes out with the data, so the file covers every block whose entry
+        // appears in the next wave.
+        if let Some((at, footer)) = self.tail.footer_write() {
+            wave.writes.push((file_at(at), footer));
+            batch.footer_at = Some(at);
+        }
+        self.batch = Some(batch);
+        Some(wave)
+    }
+
+    fn snapshot_fresh(&mut self, block: BlockIndex, batch: &mut Batch, wave: &mut Wave) {
+        let sectors = self.layer.geometry.sectors_on_disk(block);
+        let differencing = self.layer.differencing;
+        let Some(fresh) = self.fresh.get_mut(&block) else { return };
+        fresh.changed = false;
+        let entry = match fresh.slot {
+            None => BatEntry::Unallocated,
+            Some(slot) => {
+                let bits = if differencing || fresh.tainted {
+                    fresh.bits.clone()
+                } else {
+                    full_bitmap(fresh, sectors)
+                };
+                if fresh.stage == Stage::Exposed {
+                    batch.bitmaps.push((block, slot.offset(), bits));
+                } else {
+                    // W1: the bitmap is durable before the entry that leads to it.
+                    wave.writes.push((file_at(slot.offset()), bits));
+                    fresh.stage = Stage::Publishing;
+                }
+                BatEntry::At(slot)
+            }
+        };
+        batch.released.extend(fresh.previous.take().map(|slot| (block, slot)));
+        self.layer.table.set(block, entry);
+        batch.sectors.insert(Table::sector_of(block));
+        batch.published.push(block);
+    }
+
+    fn snapshot_bitmap(&mut self, block: BlockIndex, batch: &mut Batch) {
+        let Ok((BatEntry::At(slot), _)) = self.layer.table.entry(block) else { return };
+        if let Some(bits) = self.layer.bitmaps.find(block) {
+            batch.bitmaps.push((block, slot.offset(), bits.to_vec()));
+        }
+    }
+
+    /// The pointers: table sectors, and bitmaps of blocks that are visible already.
+    pub(super) fn second_wave(&mut self) -> Option<Wave> {
+        let batch = self.batch.as_mut()?;
+        if batch.sectors.is_empty() && batch.bitmaps.is_empty() {
+            return None;
+        }
+        let mut wave = Wave::default();
+        for (first, count) in runs(&batch.sectors) {
+            let (at, bytes) = self.layer.table.sectors(first, count);
+            wave.writes.push((file_at(at), bytes));
+        }
+        for (_, at, bits) in &batch.bitmaps {
+            wave.writes.push((file_at(*at), bits.clone()));
+        }
+        for block in &batch.published {
+            if let Some(fresh) = self.fresh.get_mut(block)
+                && fresh.stage == Stage::Publishing
+            {
+                fresh.stage = Stage::Exposed;
+            }
+        }
+        Some(wave)
+    }
+
+    /// Everything in the batch is durable.
+    pub(super) fn settle_batch(&mut self) {
+        let Some(batch) = self.batch.take() else { return };
+        if let Some(at) = batch.footer_at {
+            self.tail.footer_settled(at);
+        }
+        for block in &batch.published {
+            self.settle_block(*block);
+        }
+        for (block, ..) in &batch.bitmaps {
+            self.layer.bitmaps.unhold(*block);
+            let sectors = self.layer.geometry.sectors_on_disk(*block);
+            if self.layer.bitmaps.is_full_and_free(*block, sectors) {
+                self.layer.table.mark_full(*block);
+                self.layer.bitmaps.remove(*block);
+            }
+        }
+        self.tail.release(batch.released.into_iter().map(|(_, slot)| slot));
+    }
+
+    /// A published block is described by the disk now; what landed since stays dirty.
+    fn settle_block(&mut self, block: BlockIndex) {
+        let Some(fresh) = self.fresh.get(&block) else { return };
+        // It was released and found a new home meanwhile: that one is yet to be published.
+        if fresh.slot.is_some() && fresh.stage == Stage::Reserved {
+            return;
+        }
+        let Some(fresh) = self.fresh.remove(&block) else { return };
+        self.unpublished.remove(&block);
+        let sectors = self.layer.geometry.sectors_on_disk(block);
+        let differencing = self.layer.differencing;
+        if fresh.slot.is_none() {
+            self.layer.table.uncover(block, false);
+            return;
+        }
+        if !differencing && !fresh.tainted {
+            self.layer.table.uncover(block, true);
+            return;
+        }
+        let full = !fresh.changed && bitmap::is_full(&fresh.bits, sectors);
+        self.layer.table.uncover(block, full);
+        if !full {
+            let holds = fresh.writers + u32::from(fresh.changed);
+            self.layer.bitmaps.insert(block, fresh.bits, holds);
+            if fresh.changed {
+                self.dirty_bits.insert(block);
+            }
+        }
+    }
+
+    /// A write of the batch failed: all of it is dirty again. What the second wave may have made
+    /// visible stays `Exposed`, so its bitmap never again goes out together with data.
+    pub(super) fn abandon_batch(&mut self) {
+        let Some(batch) = self.batch.take() else { return };
+        for (block, slot) in batch.released {
+            if let Some(fresh) = self.fresh.get_mut(&block) {
+                fresh.previous = Some(slot);
+            }
+        }
+        for block in batch.published {
+            if let Some(fresh) = self.fresh.get_mut(&block) {
+                if fresh.stage == Stage::Publishing {
+                    fresh.stage = Stage::Reserved;
+                }
+                fresh.changed = true;
+                self.unpublished.insert(block);
+            }
+        }
+        for (block, ..) in batch.bitmaps {
+            if self.fresh.contains_key(&block) {
+                continue;
+            }
+            // The batch's hold becomes the dirty one, unless there is one already.
+            if !self.dirty_bits.insert(block) {
+                self.layer.bitmaps.unhold(block);
+            }
+        }
+    }
+}
+
+/// The bitmap of a new block of a dynamic image: what was not written reads as zeroes from a block
+/// that is clean, so every sector inside the disk is present and later writes need no bitmap.
+fn full_bitmap(fresh: &Fresh, sectors: u32) -> Vec<u8> {
+    let mut bits = vec![0; fresh.bits.len()];
+    bitmap::set_range(&mut bits, 0, sectors);
+    bits
+}
+
+/// Runs of neighbouring sectors: first and count.
+fn runs(sectors: &BTreeSet<u32>) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for sector in sectors {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == *sector => *count += 1,
+            _ => runs.push((*sector, 1)),
+        }
+    }
+    runs
+}

@@ -1,0 +1,187 @@
+//! The vocabulary between a shard and its host: sockets, what is received into, what is sent, and
+//! what happened. Plain data.
+//!
+//! Refuses to know NBD or a ring: any transport can send lists of pieces, any host can carry them.
+
+use std::ops::Range;
+
+use super::memory::Memory;
+use super::zero::ZEROES;
+use crate::engine::effect::{EffectId, IoError, Outcome};
+use crate::engine::units::{ByteLen, Span};
+
+/// Names a socket of the host until its [`Event::Closed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u32);
+
+/// Where received bytes go.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ReceiveInto {
+    /// Whatever has arrived, at least one byte, at most up to the end of the buffer.
+    Buffer {
+        /// The buffer; its length is its room. Comes back with the event.
+        bytes: Vec<u8>,
+        /// How much of it holds bytes already. The event's `filled` counts the new ones too.
+        filled: usize,
+    },
+    /// Lent memory, filled completely before the event comes.
+    Span(Span),
+}
+
+/// One piece of a list to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendPiece {
+    /// A part of the list's own bytes.
+    Bytes(Range<usize>),
+    /// Lent memory.
+    Span(Span),
+    /// That many zero bytes; no memory is needed for them.
+    Zeroes(ByteLen),
+}
+
+/// What one send carries, in order: headers of its own and lent memory between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SendList {
+    bytes: Vec<u8>,
+    pieces: Vec<SendPiece>,
+    total: ByteLen,
+}
+
+impl SendList {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new(), pieces: Vec::new(), total: ByteLen::ZERO }
+    }
+
+    /// Appends bytes, copied into the list.
+    pub fn push_bytes(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        let end = self.bytes.len();
+        self.total += ByteLen::new(bytes.len() as u64);
+        match self.pieces.last_mut() {
+            Some(SendPiece::Bytes(last)) => last.end = end,
+            _ => self.pieces.push(SendPiece::Bytes(start..end)),
+        }
+    }
+
+    /// Appends lent memory. It stays lent until the event with the list comes back (I6).
+    pub fn push_span(&mut self, span: Span) {
+        if span.len > 0 {
+            self.total += span.bytes();
+            self.pieces.push(SendPiece::Span(span));
+        }
+    }
+
+    /// Appends zero bytes.
+    pub fn push_zeroes(&mut self, len: ByteLen) {
+        if !len.is_zero() {
+            self.total += len;
+            self.pieces.push(SendPiece::Zeroes(len));
+        }
+    }
+
+    /// All bytes of all pieces.
+    pub const fn total(&self) -> ByteLen {
+        self.total
+    }
+
+    /// Whether nothing is to be sent.
+    pub const fn is_empty(&self) -> bool {
+        self.total.is_zero()
+    }
+
+    /// The pieces, in the order they go out.
+    pub fn pieces(&self) -> &[SendPiece] {
+        &self.pieces
+    }
+
+    /// Empties the list and keeps its buffers.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.pieces.clear();
+        self.total = ByteLen::ZERO;
+    }
+
+    /// Shows the memory of what is left to send after `skip` bytes, at most `room` slices of it.
+    pub(super) fn slices<'a>(
+        &'a self,
+        memory: &'a Memory,
+        skip: ByteLen,
+        room: usize,
+        see: &mut dyn FnMut(&'a [u8]),
+    ) {
+        let mut skip = skip.get();
+        let mut room = room;
+        for piece in &self.pieces {
+            if room == 0 {
+                return;
+            }
+            let len = match piece {
+                SendPiece::Bytes(range) => range.len() as u64,
+                SendPiece::Span(span) => u64::from(span.len),
+                SendPiece::Zeroes(len) => len.get(),
+            };
+            if skip >= len {
+                skip -= len;
+                continue;
+            }
+            room -= match piece {
+                SendPiece::Bytes(range) => {
+                    see(&self.bytes[range.clone()][skip as usize..]);
+                    1
+                }
+                SendPiece::Span(span) => {
+                    see(&memory.bytes(*span)[skip as usize..]);
+                    1
+                }
+                SendPiece::Zeroes(_) => ZEROES.slices(ByteLen::new(len - skip), room, see),
+            };
+            skip = 0;
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An effect is over.
+    Effect {
+        /// The tag it was started with: which disk.
+        tag: u32,
+        /// Its name within the disk.
+        id: EffectId,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// A receive is over. `Ok(0)`: the peer closed, and nothing more will come; a span may then be
+    /// filled in part.
+    Received {
+        /// The socket.
+        socket: SocketId,
+        /// The place, given back.
+        into: ReceiveInto,
+        /// New bytes in `into`, or the failure.
+        result: Result<u32, IoError>,
+    },
+    /// A send is over: everything went out, or the connection is broken.
+    Sent {
+        /// The socket.
+        socket: SocketId,
+        /// The list, given back.
+        list: SendList,
+        /// Whether all of it went out.
+        result: Result<(), IoError>,
+    },
+    /// A socket given to `close_socket` is closed and the kernel has let go of its memory: what
+    /// was lent to its receive or send may be reused only now (I6).
+    Closed {
+        /// The socket; the number may be given to another from now on.
+        socket: SocketId,
+    },
+    /// Somebody used a [`super::Waker`], once or several times.
+    Woken,
+}

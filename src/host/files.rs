@@ -1,0 +1,232 @@
+//! The open files of a host: descriptors, how each wants to be used, and the order of its writes.
+//!
+//! Refuses to open images: whoever opened one (through the gate) hands the descriptor over.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+
+use super::direct::{Grid, Order};
+use super::task::Task;
+use crate::engine::effect::FileId;
+use crate::engine::units::ByteLen;
+
+/// Files a host keeps open at most.
+pub const MAX_FILES: usize = 1024;
+
+/// The alignment assumed where the system does not tell; no known device asks for more.
+const UNKNOWN_ALIGN: u32 = 4096;
+
+/// The largest alignment believed; beyond it the file is broken or hostile.
+const MAX_ALIGN: u32 = 64 * 1024;
+
+/// How a file wants to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenMode {
+    /// Opened with O_DIRECT: requests must be aligned.
+    pub direct: bool,
+    /// Alignment of memory in bytes, a power of two. Means nothing without `direct`.
+    pub mem_align: u32,
+    /// Alignment of positions and lengths in bytes, a power of two. Means nothing without `direct`.
+    pub offset_align: u32,
+    /// A block device: its size is fixed and whole units.
+    pub device: bool,
+}
+
+impl OpenMode {
+    /// A regular file through the page cache.
+    pub const BUFFERED: Self =
+        Self { direct: false, mem_align: 1, offset_align: 1, device: false };
+
+    /// Asks the system how the descriptor wants to be used.
+    ///
+    /// # Errors
+    /// What the system says about a descriptor it cannot describe.
+    pub fn probe(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let direct = rustix::fs::fcntl_getfl(fd)?.contains(OFlags::DIRECT);
+        let stat = rustix::fs::fstat(fd)?;
+        let device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        if !direct {
+            return Ok(Self { device, ..Self::BUFFERED });
+        }
+        let mut mode =
+            Self { direct, mem_align: UNKNOWN_ALIGN, offset_align: UNKNOWN_ALIGN, device };
+        if let Ok(told) = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+            && told.stx_mask & StatxFlags::DIOALIGN.bits() != 0
+            && told.stx_dio_offset_align != 0
+        {
+            mode.mem_align = told.stx_dio_mem_align.max(1);
+            mode.offset_align = told.stx_dio_offset_align;
+        } else if device && let Ok(sector) = rustix::fs::ioctl_blksszget(fd) {
+            mode.offset_align = sector;
+        }
+        Ok(mode)
+    }
+
+    fn is_sound(&self) -> bool {
+        let fine = |align: u32| align.is_power_of_two() && align <= MAX_ALIGN;
+        !self.direct || (fine(self.mem_align) && fine(self.offset_align))
+    }
+}
+
+/// An open file, shared with the operations in flight on it.
+pub(super) struct OpenFile {
+    fd: OwnedFd,
+    /// The same file through the page cache, for the ragged end of direct writes.
+    cached: Option<OwnedFd>,
+    mode: OpenMode,
+    /// Small cached writes are faster done at once than by the ring (see `INLINE_MAX_BYTES`).
+    inline_writes: bool,
+    /// The file system said no to fallocate once; asking again costs a call per effect.
+    no_punch: AtomicBool,
+    no_zero: AtomicBool,
+}
+
+/// Cached writes up to this many bytes are done at once on file systems whose cached writes
+/// io_uring hands to a worker thread: the copy costs less than the thread switches.
+pub(super) const INLINE_MAX_BYTES: u64 = 64 * 1024;
+
+/// File systems (statfs magic) that cannot do cached writes without waiting, so that io_uring
+/// always hands them to a worker: ext2, ext3 and ext4 share the number. XFS, btrfs and tmpfs can.
+/// Network file systems cannot either, but waiting for a server would stop the shard.
+const PUNTING_MAGIC: u64 = 0xEF53;
+
+impl OpenFile {
+    fn new(fd: OwnedFd, mode: OpenMode) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        let writable = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
+        let cached = if mode.direct && !mode.device && writable {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            Some(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+        } else {
+            None
+        };
+        let inline_writes = !mode.direct
+            && !mode.device
+            && rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type as u64 == PUNTING_MAGIC);
+        let (no_punch, no_zero) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { fd, cached, mode, inline_writes, no_punch, no_zero })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The descriptor whose writes need no alignment.
+    pub(super) fn cached(&self) -> Option<BorrowedFd<'_>> {
+        self.cached.as_ref().map(OwnedFd::as_fd)
+    }
+
+    /// The grid of requests; none through the page cache.
+    pub(super) fn grid(&self) -> Option<Grid> {
+        self.mode.direct.then(|| Grid::new(self.mode.offset_align))
+    }
+
+    pub(super) const fn mem_align(&self) -> usize {
+        self.mode.mem_align as usize
+    }
+
+    pub(super) const fn inline_writes(&self) -> bool {
+        self.inline_writes
+    }
+
+    /// Current size. A device is endless here: it cannot grow, and writing behind its end fails.
+    pub(super) fn size(&self) -> io::Result<ByteLen> {
+        if self.mode.device {
+            return Ok(ByteLen::new(u64::MAX));
+        }
+        let size = rustix::fs::fstat(&self.fd)?.st_size;
+        Ok(ByteLen::new(u64::try_from(size).unwrap_or(0)))
+    }
+
+    pub(super) const fn no_punch(&self) -> &AtomicBool {
+        &self.no_punch
+    }
+
+    pub(super) const fn no_zero(&self) -> &AtomicBool {
+        &self.no_zero
+    }
+}
+
+impl fmt::Debug for OpenFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let no_punch = self.no_punch.load(Ordering::Relaxed);
+        f.debug_struct("OpenFile")
+            .field("fd", &self.fd)
+            .field("mode", &self.mode)
+            .field("no_punch", &no_punch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All open files, by the engine's name.
+#[derive(Debug, Default)]
+pub(super) struct FileTable {
+    slots: Vec<Option<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: Arc<OpenFile>,
+    order: Order<Task>,
+}
+
+impl FileTable {
+    /// Takes a descriptor over.
+    pub(super) fn add(&mut self, fd: OwnedFd, mode: OpenMode) -> io::Result<FileId> {
+        if !mode.is_sound() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "alignment of the file"));
+        }
+        let index = match self.slots.iter().position(Option::is_none) {
+            Some(index) => index,
+            None if self.slots.len() < MAX_FILES => self.slots.len(),
+            None => return Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error())),
+        };
+        let entry = Entry { file: Arc::new(OpenFile::new(fd, mode)?), order: Order::new() };
+        if index == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.slots[index] = Some(entry);
+        Ok(FileId(index as u16))
+    }
+
+    /// The file, while it is open.
+    pub(super) fn file(&self, id: FileId) -> Option<&Arc<OpenFile>> {
+        Some(&self.slots.get(usize::from(id.0))?.as_ref()?.file)
+    }
+
+    /// Forgets a file; its descriptor closes when the last operation in flight is over. Nothing may
+    /// wait for its turn any more.
+    pub(super) fn remove(&mut self, id: FileId) {
+        if let Some(entry) = self.slots.get_mut(usize::from(id.0)).and_then(Option::take) {
+            debug_assert!(entry.order.is_idle(), "file {id:?} removed under its writes");
+        }
+    }
+
+    /// Lets a task run now, or keeps it until a conflicting write is over.
+    pub(super) fn admit(&mut self, task: Task) -> Option<Task> {
+        let Some(claim) = task.claim() else { return Some(task) };
+        let slot = self.slots.get_mut(usize::from(task.file_id().0));
+        let Some(entry) = slot.and_then(Option::as_mut) else { return Some(task) };
+        let (ticket, mut task) = entry.order.admit(claim, task)?;
+        task.set_ticket(ticket);
+        Some(task)
+    }
+
+    /// Takes note that a task is over; tells which others may run now.
+    pub(super) fn release(&mut self, task: &Task) -> Vec<Task> {
+        let Some(ticket) = task.ticket() else { return Vec::new() };
+        let slot = self.slots.get_mut(usize::from(task.file_id().0));
+        let Some(entry) = slot.and_then(Option::as_mut) else { return Vec::new() };
+        let started = entry.order.release(ticket);
+        let with_ticket = |(ticket, mut task): (_, Task)| {
+            task.set_ticket(ticket);
+            task
+        };
+        started.into_iter().map(with_ticket).collect()
+    }
+}

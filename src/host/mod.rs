@@ -1,0 +1,196 @@
+//! The acting: carries out the effects of one shard's disks and moves the bytes of its sockets,
+//! through io_uring where the system allows it and through a few threads where not.
+//!
+//! Refuses to know disks, formats or protocols, and to be used from two threads: a host belongs to
+//! the thread that made it. Others may only wake it.
+//!
+//! I6 is the contract of every call that names memory: what an effect, receive or send names stays
+//! lent, untouched by the caller, until its event came ([`Event::Closed`] for the operations of a
+//! closed socket).
+
+mod blocking;
+mod buddy;
+mod direct;
+mod event;
+mod files;
+pub mod memory;
+mod read;
+mod slab;
+mod task;
+mod threads;
+mod uring;
+mod wake;
+mod write;
+mod zero;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+pub use event::{Event, ReceiveInto, SendList, SendPiece, SocketId};
+pub use files::{MAX_FILES, OpenMode};
+pub use wake::Waker;
+
+use crate::engine::effect::{Effect, FileId};
+use memory::Arena;
+use threads::Threads;
+use uring::Uring;
+
+/// Which host is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// io_uring, or threads where it is forbidden or too old.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// Threads.
+    Threads,
+}
+
+/// Which host was taken, and why, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// What was taken: never `Auto`.
+    pub aio: Aio,
+    /// What it can do, or why io_uring was not taken.
+    pub reason: String,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.aio {
+            Aio::Auto => "auto",
+            Aio::Uring => "io_uring",
+            Aio::Threads => "threads",
+        };
+        write!(f, "{name} ({})", self.reason)
+    }
+}
+
+/// What a host counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Calls into the system to submit or wait.
+    pub enters: u64,
+    /// Effects started.
+    pub effects: u64,
+    /// Receives and sends started.
+    pub transfers: u64,
+    /// Small cached writes done at once instead of by the ring.
+    pub inline_writes: u64,
+}
+
+/// The host of one shard.
+#[derive(Debug)]
+pub enum Host {
+    /// Through io_uring.
+    Uring(Box<Uring>),
+    /// Through a small pool of threads.
+    Threads(Box<Threads>),
+}
+
+macro_rules! forward {
+    ($self:ident, $host:ident => $call:expr) => {
+        match $self {
+            Self::Uring($host) => $call,
+            Self::Threads($host) => $call,
+        }
+    };
+}
+
+impl Host {
+    /// Makes a host for the calling thread, working on the memory of `arena`.
+    ///
+    /// # Errors
+    /// When what was asked for is not to be had; with `Auto`, only when threads fail too.
+    pub fn new(aio: Aio, arena: &Arena) -> io::Result<(Self, Choice)> {
+        let refusal = match aio {
+            Aio::Threads => "asked for".to_owned(),
+            Aio::Auto | Aio::Uring => match Uring::new(arena.memory()) {
+                Ok((host, reason)) => {
+                    let choice = Choice { aio: Aio::Uring, reason };
+                    return Ok((Self::Uring(Box::new(host)), choice));
+                }
+                Err(error) if aio == Aio::Uring => return Err(error),
+                Err(error) => format!("io_uring cannot be used: {error}"),
+            },
+        };
+        let host = Threads::new(arena.memory())?;
+        let choice = Choice { aio: Aio::Threads, reason: refusal };
+        Ok((Self::Threads(Box::new(host)), choice))
+    }
+
+    /// Takes an open file over. See [`OpenMode::probe`]. A writable direct file is opened a second
+    /// time, through the page cache, for the ragged ends of writes.
+    ///
+    /// # Errors
+    /// Too many files, an unsound mode, or no second opening: use the file without O_DIRECT then.
+    pub fn add_file(&mut self, fd: OwnedFd, mode: OpenMode) -> io::Result<FileId> {
+        forward!(self, host => host.add_file(fd, mode))
+    }
+
+    /// Closes a file. No effect on it may be in flight.
+    pub fn remove_file(&mut self, file: FileId) {
+        forward!(self, host => host.remove_file(file));
+    }
+
+    /// Starts an effect of the disk called `tag`; its event tells the tag. Submission may wait for
+    /// [`Self::wait`]. An effect on a file that is not open fails with EBADF.
+    pub fn start(&mut self, tag: u32, effect: Effect) {
+        let (name, work) = task::split(tag, effect);
+        forward!(self, host => host.start(name, work));
+    }
+
+    /// Takes a connected stream socket over.
+    ///
+    /// # Errors
+    /// Too many sockets, or what the system says.
+    pub fn add_socket(&mut self, fd: OwnedFd) -> io::Result<SocketId> {
+        forward!(self, host => host.add_socket(fd))
+    }
+
+    /// Closes a socket: cancels what is in flight, whose events do not come any more, and tells
+    /// [`Event::Closed`] when the kernel let go of all memory.
+    pub fn close_socket(&mut self, socket: SocketId) {
+        forward!(self, host => host.close_socket(socket));
+    }
+
+    /// Starts a receive. One at a time per socket.
+    pub fn receive(&mut self, socket: SocketId, into: ReceiveInto) {
+        forward!(self, host => host.receive(socket, into));
+    }
+
+    /// Starts a send of all pieces of a list. One at a time per socket.
+    pub fn send(&mut self, socket: SocketId, list: SendList) {
+        forward!(self, host => host.send(socket, list));
+    }
+
+    /// A handle for other threads to wake this host.
+    pub fn wake_handle(&self) -> Waker {
+        forward!(self, host => host.wake_handle())
+    }
+
+    /// Submits everything started, waits until at least one event is there or the timeout is over,
+    /// and appends all events that are there.
+    ///
+    /// # Errors
+    /// A host that cannot wait any more is broken; nothing is known about what is in flight.
+    pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        forward!(self, host => host.wait(timeout, events))
+    }
+
+    /// Effects, receives and sends whose events have not come.
+    pub fn in_flight(&self) -> usize {
+        forward!(self, host => host.in_flight())
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        forward!(self, host => host.counters())
+    }
+}

@@ -1,0 +1,12 @@
+//! A file system and a host that live in memory, follow a seed and lose power: the crash
+//! simulator's ground (crash model, 4.1 and 4.2).
+//!
+//! Refuses to know disks and formats; it carries out the same effects as the real hosts.
+
+pub mod atom;
+pub mod enumerate;
+pub mod fault;
+pub mod fs;
+pub mod host;
+pub mod image;
+pub mod rng;

@@ -1,0 +1,50 @@
+//! Slots with small stable numbers, for operations in flight and sockets.
+//!
+//! Refuses to look anything up by value: a number is an index.
+
+/// A growing set of values, each under the number it was given.
+#[derive(Debug)]
+pub(super) struct Slab<T> {
+    slots: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Slab<T> {
+    pub(super) const fn new() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+
+    /// Puts a value in and tells its number.
+    pub(super) fn insert(&mut self, value: T) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.slots[index as usize] = Some(value);
+            return index;
+        }
+        self.slots.push(Some(value));
+        (self.slots.len() - 1) as u32
+    }
+
+    pub(super) fn of(&self, index: u32) -> Option<&T> {
+        self.slots.get(index as usize)?.as_ref()
+    }
+
+    pub(super) fn of_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.slots.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Takes a value out; its number may be given to another.
+    pub(super) fn remove(&mut self, index: u32) -> Option<T> {
+        let value = self.slots.get_mut(index as usize)?.take()?;
+        self.free.push(index);
+        Some(value)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// The numbers in use.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        (0..self.slots.len() as u32).filter(|index| self.slots[*index as usize].is_some())
+    }
+}

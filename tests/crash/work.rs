@@ -1,0 +1,90 @@
+//! What clients do: seeded workloads, seeded worlds, and all short workloads there are.
+//!
+//! Refuses to look at the disk: requests come from the seed alone.
+
+use orlop::host::sim::rng::Rng;
+
+use crate::life::{MOST_CELLS, Op};
+use crate::oracle::Cells;
+use crate::world::{Kind, Plan};
+
+/// The world of a seed.
+pub fn plan(rng: &mut Rng) -> Plan {
+    let kind = match rng.below(16) {
+        0 => Kind::Raw,
+        1 => Kind::Fixed,
+        2..7 => Kind::Dynamic,
+        7..12 => Kind::Differencing { parents: 1, raw: false },
+        12 => Kind::Differencing { parents: 1, raw: true },
+        _ => Kind::Differencing { parents: 2, raw: rng.chance(1, 4) },
+    };
+    let block_sectors = [8, 8, 8, 16, 4][rng.below(5)];
+    let mut sectors = block_sectors * (2 + rng.below(3) as u64);
+    if rng.chance(1, 3) {
+        // The last block is cut short.
+        sectors -= 1 + rng.below(block_sectors as usize - 1) as u64;
+    }
+    let ragged = if kind == Kind::Raw { 128 * rng.below(4) as u64 } else { 0 };
+    let device = !matches!(kind, Kind::Fixed) && rng.chance(1, 4);
+    let filled = [0, 0, 3, 6][rng.below(4)];
+    Plan { kind, block_bytes: block_sectors * 512, sectors, ragged, device, filled }
+}
+
+/// The next request of a seeded client on a disk of `cells` cells.
+pub fn op(rng: &mut Rng, cells: u32) -> Op {
+    let place = |rng: &mut Rng| {
+        if rng.chance(1, 5) { ragged(rng, cells) } else { sectors(rng, cells) }
+    };
+    let fua = rng.chance(1, 5);
+    match rng.below(20) {
+        0..9 => Op::Write { cells: place(rng), fua },
+        9..12 => Op::Flush,
+        12 | 13 => Op::Zero { cells: place(rng), unmap: rng.chance(1, 2), fua },
+        14..16 => Op::Discard { cells: place(rng), fua },
+        16 => Op::Zero { cells: large(rng, cells), unmap: rng.chance(2, 3), fua },
+        17 => Op::Discard { cells: large(rng, cells), fua },
+        18 => Op::Map { cells: place(rng) },
+        _ => Op::Read { cells: place(rng) },
+    }
+}
+
+/// One to eight whole sectors, short ones more often.
+fn sectors(rng: &mut Rng, cells: u32) -> Cells {
+    let all = cells / 4;
+    let first = rng.below(all as usize) as u32;
+    let most = (all - first).min([1, 1, 2, 3, 8][rng.below(5)]);
+    let count = 1 + rng.below(most as usize) as u32;
+    Cells { first: first * 4, count: count * 4 }
+}
+
+/// Any run of cells.
+fn ragged(rng: &mut Rng, cells: u32) -> Cells {
+    let first = rng.below(cells as usize) as u32;
+    let most = (cells - first).min([2, 6, 12, MOST_CELLS][rng.below(4)]);
+    Cells { first, count: 1 + rng.below(most as usize) as u32 }
+}
+
+/// As much as a request can hold, often whole blocks.
+fn large(rng: &mut Rng, cells: u32) -> Cells {
+    let first = rng.below(cells as usize) as u32 / 32 * 32;
+    Cells { first, count: (cells - first).min(if rng.chance(2, 3) { 32 } else { MOST_CELLS }) }
+}
+
+/// The requests of the bounded-exhaustive suite on a disk of two blocks of eight sectors:
+/// writes of one and two sectors at eight positions, with and without FUA, flush, and per block
+/// trim, and zeroing with and without unmapping.
+pub fn alphabet() -> Vec<Op> {
+    let mut ops = vec![Op::Flush];
+    for at in [0, 1, 4, 7, 8, 9, 12, 14] {
+        for (count, fua) in [(1, false), (2, false), (1, true), (2, true)] {
+            ops.push(Op::Write { cells: Cells { first: at * 4, count: count * 4 }, fua });
+        }
+    }
+    for block in 0..2 {
+        let cells = Cells { first: block * 32, count: 32 };
+        ops.push(Op::Discard { cells, fua: false });
+        ops.push(Op::Zero { cells, unmap: true, fua: false });
+        ops.push(Op::Zero { cells, unmap: false, fua: false });
+    }
+    ops
+}

@@ -1,0 +1,338 @@
+//! The ground of a life: an image and its parents, as bytes, and how they are recovered, opened
+//! and checked. Stands in for the attachment code of a shard.
+//!
+//! Refuses to keep a disk: each opening starts from bytes.
+
+use orlop::engine::effect::FileId;
+use orlop::engine::layer::{Layer, Leaf};
+use orlop::engine::units::{ByteLen, FileOffset};
+use orlop::engine::{Disk, FrozenLayer};
+use orlop::format::Flat;
+use orlop::format::vhd::{Backing as LeafBacking, VhdLayer, VhdLeaf};
+use orlop::host::sim::fs::{Backing, Change};
+use orlop::host::sim::rng::Rng;
+use vhd::{
+    Body, Check, CheckOptions, CreateOptions, Image, Limits, NewLayout, NewParent, Opening, Piece,
+    RepairStep, Severity, Step,
+};
+
+use crate::bugs::{Bug, wrap};
+use crate::populate::populate;
+use crate::probe::read_disk;
+use crate::tag::{CELL, Tag};
+
+/// What a leaf is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes as they are.
+    Raw,
+    /// A fixed VHD.
+    Fixed,
+    /// A dynamic VHD.
+    Dynamic,
+    /// A differencing VHD over so many parents; the lowest is raw if `raw`.
+    Differencing { parents: u8, raw: bool },
+}
+
+/// A world to build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The leaf's kind.
+    pub kind: Kind,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// Sectors of the disk; for raw disks, `ragged` bytes more.
+    pub sectors: u64,
+    /// Bytes behind the last whole sector (raw only), a multiple of a cell.
+    pub ragged: u64,
+    /// Whether the leaf lies on a device full of old bytes.
+    pub device: bool,
+    /// Out of 8, how much of the leaf is written before the life begins.
+    pub filled: usize,
+}
+
+/// One step of a recovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoveryStep {
+    /// A write or a cut.
+    Change(Change),
+    /// A sync.
+    Sync,
+}
+
+/// Images to live on.
+pub struct World {
+    /// What it was built from.
+    pub plan: Plan,
+    leaf: Vec<u8>,
+    parents: Vec<Vec<u8>>,
+    opened: Vec<Option<Image>>,
+    content: Vec<Tag>,
+}
+
+impl World {
+    /// Builds the images of a plan.
+    pub fn new(plan: Plan, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut world =
+            Self { plan, leaf: Vec::new(), parents: Vec::new(), opened: Vec::new(), content: Vec::new() };
+        if let Kind::Differencing { parents, raw } = plan.kind {
+            for level in (0..parents).rev() {
+                let last = level + 1 == parents;
+                world.grow_parent(level, last && raw, &mut rng);
+            }
+        }
+        let filled = plan.filled;
+        world.leaf = world.fresh_leaf(&mut rng);
+        world.leaf = populate(&world, 1, filled, &mut rng);
+        world.content = world.read().expect("a world's own image reads");
+        world
+    }
+
+    /// Puts a parent on top of the parents so far, filled with its own data.
+    fn grow_parent(&mut self, level: u8, raw: bool, rng: &mut Rng) {
+        let kind = match (raw, self.parents.is_empty()) {
+            (true, _) => Kind::Raw,
+            (false, true) => Kind::Dynamic,
+            (false, false) => Kind::Differencing { parents: 1, raw: false },
+        };
+        let plan = Plan { kind, device: false, ..self.plan };
+        let mut below = Self {
+            plan,
+            leaf: Vec::new(),
+            parents: self.parents.clone(),
+            opened: self.opened.clone(),
+            content: Vec::new(),
+        };
+        below.leaf = below.fresh_leaf(rng);
+        let bytes = populate(&below, 2 + level, 5, rng);
+        let image = (!raw).then(|| open_image(&bytes).expect("a parent just made opens"));
+        self.parents.insert(0, bytes);
+        self.opened.insert(0, image);
+    }
+
+    fn fresh_leaf(&self, rng: &mut Rng) -> Vec<u8> {
+        let size = self.plan.sectors * 512 + self.plan.ragged;
+        let layout = match self.plan.kind {
+            Kind::Raw => return stale(size, self.plan.device, rng),
+            Kind::Fixed => NewLayout::Fixed,
+            Kind::Dynamic => NewLayout::Dynamic { block_bytes: vhd::ByteLen::new(self.plan.block_bytes) },
+            Kind::Differencing { .. } => NewLayout::Differencing {
+                block_bytes: vhd::ByteLen::new(self.plan.block_bytes),
+                parent: NewParent {
+                    uuid: [2; 16],
+                    raw: self.opened.first().is_some_and(Option::is_none),
+                    relative_path: "parent.vhd".into(),
+                    timestamp: 7,
+                },
+            },
+        };
+        let options = CreateOptions { size: vhd::ByteLen::new(size), layout, uuid: [1; 16], timestamp: 7 };
+        let plan = vhd::create(&options).expect("the worlds' plans are legal");
+        self.lay_down(&plan, rng)
+    }
+
+    /// Writes a plan into a file, or onto a device with room for every block and old bytes.
+    fn lay_down(&self, plan: &vhd::Plan, rng: &mut Rng) -> Vec<u8> {
+        let file_len = plan.file_len.get();
+        let room = if self.plan.device {
+            let blocks = (self.plan.sectors * 512).div_ceil(self.plan.block_bytes);
+            // One block more than needed, so that space can be given back and reused.
+            (blocks + 1) * (self.plan.block_bytes + 4096 + 512) + file_len
+        } else {
+            file_len
+        };
+        let len = if self.plan.device { room.next_multiple_of(4096) } else { room };
+        let mut bytes = stale(len, self.plan.device, rng);
+        for piece in &plan.pieces {
+            match piece {
+                Piece::Bytes { at, bytes: own } => put(&mut bytes, at.get(), own),
+                Piece::Fill { at, len, byte } => {
+                    put(&mut bytes, at.get(), &vec![*byte; len.get() as usize]);
+                }
+            }
+        }
+        if self.plan.device {
+            let footer = bytes[file_len as usize - 512..file_len as usize].to_vec();
+            put(&mut bytes, len - 512, &footer);
+        }
+        bytes
+    }
+
+    fn read(&self) -> Result<Vec<Tag>, String> {
+        let mut disk = self.open(&self.leaf, None)?;
+        let mut files: Vec<&[u8]> = vec![&self.leaf];
+        files.extend(self.parents.iter().map(Vec::as_slice));
+        read_disk(&mut disk, &files)
+    }
+
+    /// What holds the leaf.
+    pub fn backing(&self) -> Backing {
+        if self.plan.device { Backing::Device } else { Backing::File }
+    }
+
+    /// Whether the leaf lies on a device.
+    pub fn is_device(&self) -> bool {
+        self.plan.device
+    }
+
+    /// The leaf's bytes when a life begins.
+    pub fn leaf(&self) -> &[u8] {
+        &self.leaf
+    }
+
+    /// The parents' bytes, nearest first.
+    pub fn parents(&self) -> &[Vec<u8>] {
+        &self.parents
+    }
+
+    /// What the guest finds when a life begins.
+    pub fn content(&self) -> &[Tag] {
+        &self.content
+    }
+
+    /// Cells of the disk.
+    pub fn cells(&self) -> u32 {
+        ((self.plan.sectors * 512 + self.plan.ragged) / CELL as u64) as u32
+    }
+
+    /// What must be done to an image before it is written again.
+    ///
+    /// # Errors
+    /// When the image cannot be opened at all.
+    pub fn recovery(&self, bytes: &[u8]) -> Result<Vec<RecoveryStep>, String> {
+        if self.plan.kind == Kind::Raw {
+            return Ok(Vec::new());
+        }
+        let image = open_image(bytes)?;
+        let backing = match self.backing() {
+            Backing::File => vhd::Backing::File,
+            Backing::Device => vhd::Backing::Device { len: vhd::ByteLen::new(bytes.len() as u64) },
+        };
+        Ok(vhd::recovery_plan(&image, backing).into_iter().map(repair_step).collect())
+    }
+
+    /// What every opening for writing does, whatever the image's state: what the page cache holds
+    /// of a killed predecessor must be durable before anybody builds on it.
+    pub fn opening_steps(&self) -> Vec<RecoveryStep> {
+        vec![RecoveryStep::Sync]
+    }
+
+    /// Opens a recovered image for writing; a seeded bug may be built in.
+    ///
+    /// # Errors
+    /// When the image cannot be opened.
+    pub fn open(&self, bytes: &[u8], bug: Option<Bug>) -> Result<Disk, String> {
+        let size = self.plan.sectors * 512 + self.plan.ragged;
+        let leaf: Box<dyn Leaf> = match self.plan.kind {
+            Kind::Raw => Box::new(Flat::new(ByteLen::new(size))),
+            Kind::Fixed => Box::new(Flat::new(ByteLen::new(open_image(bytes)?.footer.current_size.get()))),
+            Kind::Dynamic | Kind::Differencing { .. } => self.open_sparse(bytes)?,
+        };
+        let leaf = match bug {
+            Some(bug) => wrap(leaf, bug, &self.plan, bytes),
+            None => leaf,
+        };
+        Ok(Disk::writable(leaf, FileId(0), self.frozen()))
+    }
+
+    fn open_sparse(&self, bytes: &[u8]) -> Result<Box<dyn Leaf>, String> {
+        let image = open_image(bytes)?;
+        let Body::Sparse(sparse) = &image.body else { return Err("not a sparse image".into()) };
+        let backing = match self.backing() {
+            Backing::File => LeafBacking::File,
+            Backing::Device => LeafBacking::Device,
+        };
+        Ok(Box::new(VhdLeaf::new(&image, sparse, backing)))
+    }
+
+    fn frozen(&self) -> Vec<FrozenLayer> {
+        let layer = |image: &Option<Image>, bytes: &[u8]| -> Box<dyn Layer> {
+            match image.as_ref().map(|image| (image, &image.body)) {
+                Some((image, Body::Sparse(sparse))) => Box::new(VhdLayer::new(image, sparse)),
+                _ => Box::new(Flat::new(ByteLen::new(bytes.len() as u64))),
+            }
+        };
+        let both = self.opened.iter().zip(&self.parents);
+        (1..)
+            .zip(both)
+            .map(|(no, (image, bytes))| FrozenLayer { layer: layer(image, bytes), file: FileId(no) })
+            .collect()
+    }
+
+    /// What the format's own checker says of a recovered image.
+    ///
+    /// # Errors
+    /// The first finding that is an error.
+    pub fn check(&self, bytes: &[u8]) -> Result<(), String> {
+        if self.plan.kind == Kind::Raw {
+            return Ok(());
+        }
+        let options = CheckOptions { data: true, ..CheckOptions::default() };
+        let mut check = Check::new(vhd::ByteLen::new(bytes.len() as u64), options);
+        let report = drive(bytes, |read| check.step(read).map_err(|error| error.to_string()))?;
+        match report.findings.iter().find(|finding| finding.severity >= Severity::Error) {
+            None => Ok(()),
+            Some(finding) => Err(format!("check of the recovered image: {finding:?}")),
+        }
+    }
+}
+
+/// Opens a VHD from its bytes.
+///
+/// # Errors
+/// What the opening says.
+pub fn open_image(bytes: &[u8]) -> Result<Image, String> {
+    let mut opening = Opening::new(vhd::ByteLen::new(bytes.len() as u64), Limits::default());
+    drive(bytes, |read| opening.step(read).map_err(|error| format!("cannot open: {error}")))
+}
+
+fn drive<T>(
+    bytes: &[u8],
+    mut step: impl FnMut(Option<&[u8]>) -> Result<Step<T>, String>,
+) -> Result<T, String> {
+    let mut read = None;
+    loop {
+        match step(read)? {
+            Step::Done(done) => return Ok(done),
+            Step::Read { at, len } => {
+                let at = at.get() as usize;
+                read = Some(bytes.get(at..at + len).ok_or("asked for bytes behind the end")?);
+            }
+        }
+    }
+}
+
+fn repair_step(step: RepairStep) -> RecoveryStep {
+    match step {
+        RepairStep::Write { at, bytes } => {
+            RecoveryStep::Change(Change::Write(FileOffset::new(at.get()), bytes))
+        }
+        RepairStep::Truncate { len } => {
+            RecoveryStep::Change(Change::Truncate(ByteLen::new(len.get())))
+        }
+        RepairStep::Sync => RecoveryStep::Sync,
+    }
+}
+
+fn put(bytes: &mut [u8], at: u64, own: &[u8]) {
+    bytes[at as usize..at as usize + own.len()].copy_from_slice(own);
+}
+
+/// Bytes of a new backing: zeroes in a file; on a device what somebody left there, among it old
+/// footers and bitmaps with every bit set.
+fn stale(len: u64, device: bool, rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = vec![0; len as usize];
+    if !device {
+        return bytes;
+    }
+    let old = vhd::footer_for(vhd::DiskKind::Dynamic, vhd::ByteLen::new(1 << 20), [9; 16], 3);
+    for sector in bytes.chunks_mut(512) {
+        match rng.below(4) {
+            0 => sector.copy_from_slice(&old.to_bytes()[..sector.len()]),
+            1 => sector.fill(0xFF),
+            _ => sector.fill(0xCC),
+        }
+    }
+    bytes
+}
