@@ -2,5 +2,9 @@
 //! copy-on-write parent chains, over NBD. See ARCHITECTURE.md for the rooms and their rules.
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod engine;
 pub mod format;
+pub mod host;
+pub mod shard;
+pub mod transport;

@@ -224,9 +224,8 @@ impl Handshake<'_> {
 
     fn export_name(&mut self, padded: bool) -> Result<Export> {
         self.option(wire::OPT_EXPORT_NAME, self.name.as_bytes())?;
-        let refused = || {
-            format!("the server refused export '{}' by closing the connection", self.name)
-        };
+        let refused =
+            || format!("the server refused export '{}' by closing the connection", self.name);
         let facts: [u8; 10] = take(&mut self.socket).with_context(refused)?;
         if padded {
             let _: [u8; 124] = self.take()?;

@@ -29,13 +29,15 @@ pub(super) fn read(path: &Path) -> Result<Report> {
 
 /// The table of both.
 pub(super) fn table(a: &Report, b: &Report) -> String {
-    let mut out = format!("A {} ({})\nB {} ({})\n", a.target, a.load_name(), b.target, b.load_name());
+    let mut out =
+        format!("A {} ({})\nB {} ({})\n", a.target, a.load_name(), b.target, b.load_name());
     if a.load_name() != b.load_name() || a.window_bytes != b.window_bytes {
         out.push_str("the loads differ, so the ratios compare more than the targets\n");
     }
     for (name, report) in [("A", a), ("B", b)] {
         if !report.is_clean() {
-            let _ = writeln!(out, "{name} had {} faults: its rates mean nothing", report.fault_count);
+            let _ =
+                writeln!(out, "{name} had {} faults: its rates mean nothing", report.fault_count);
         }
     }
     let _ = writeln!(out, "{:<22} {:>14} {:>14} {:>8}", "", "A", "B", "B/A");
@@ -53,7 +55,7 @@ pub(super) fn json(a: &Report, b: &Report) -> serde_json::Value {
     for (name, of) in rows() {
         let (Some(a), Some(b)) = (of(a), of(b)) else { continue };
         if a > 0.0 {
-            ratios.insert(name.replace(' ', "_").replace('.', "_"), (b / a).into());
+            ratios.insert(name.replace([' ', '.'], "_"), (b / a).into());
         }
     }
     let same = a.load_name() == b.load_name() && a.window_bytes == b.window_bytes;

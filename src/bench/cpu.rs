@@ -53,9 +53,8 @@ impl Reading {
     /// When there is no such process, or it is hidden.
     pub(super) fn of(pid: Pid) -> Result<Reading> {
         let path = format!("/proc/{}/stat", pid.0);
-        let hint = || {
-            format!("cannot read {path}; is process {} the server, and on this machine?", pid.0)
-        };
+        let hint =
+            || format!("cannot read {path}; is process {} the server, and on this machine?", pid.0);
         let stat = fs::read_to_string(&path).with_context(hint)?;
         let ticks = ticks_of(&stat).with_context(|| format!("{path} is not as expected"))?;
         let mut threads = BTreeMap::new();

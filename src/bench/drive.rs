@@ -66,6 +66,7 @@ pub(super) fn drive(connection: &Connection, plan: Plan<'_>, rules: Rules<'_>) -
     let mut job = Job::new(connection, plan, rules);
     let cpu_before = cpu::own_thread();
     if let Err(broken) = job.run() {
+        let broken = job.blame(broken);
         job.fail(Fault::Broken(broken.to_string()));
     }
     job.tally.cpu = cpu::own_thread().saturating_sub(cpu_before);
@@ -141,7 +142,7 @@ impl<'a> Job<'a> {
     fn run(&mut self) -> Result<(), Broken> {
         loop {
             self.refill()?;
-            let in_flight = self.slots.len() - self.free.len();
+            let in_flight = self.in_flight();
             if in_flight == 0 {
                 if self.finished {
                     return Ok(());
@@ -160,6 +161,25 @@ impl<'a> Job<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// A closed connection shows as one thing when read and as others when written.
+    fn blame(&self, broken: Broken) -> Broken {
+        match broken {
+            Broken::Io(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Broken::Closed(self.in_flight())
+            }
+            other => other,
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     fn refill(&mut self) -> Result<(), Broken> {
@@ -261,7 +281,7 @@ impl<'a> Job<'a> {
         let is_simple = matches!(frame, Frame::Simple { .. });
         match frame {
             Frame::Simple { cookie, error } => {
-                let slot = self.in_flight(cookie)?;
+                let slot = self.slot_of(cookie)?;
                 if error != 0 {
                     self.refused(slot, error, "");
                     return self.complete(slot, now);
@@ -276,17 +296,17 @@ impl<'a> Job<'a> {
                 self.slots[slot].covered = len;
                 let left = len.get() as usize;
                 self.incoming = Some(Incoming { slot, at: 0, left, done: true });
-                return Ok(());
+                Ok(())
             }
             _ if !self.export.structured && !is_simple => Err(Broken::Style("reply chunk")),
             Frame::Data { cookie, done, at, len } => {
-                let slot = self.in_flight(cookie)?;
+                let slot = self.slot_of(cookie)?;
                 let at = self.cover(slot, at, len)?;
                 self.incoming = Some(Incoming { slot, at, left: len.get() as usize, done });
                 Ok(())
             }
             Frame::Hole { cookie, done, at, len } => {
-                let slot = self.in_flight(cookie)?;
+                let slot = self.slot_of(cookie)?;
                 let at = self.cover(slot, at, len)?;
                 if self.rules.ledger.is_some() {
                     self.slots[slot].data[at..at + len.get() as usize].fill(0);
@@ -294,18 +314,18 @@ impl<'a> Job<'a> {
                 if done { self.complete(slot, now) } else { Ok(()) }
             }
             Frame::Nothing { cookie, done } => {
-                let slot = self.in_flight(cookie)?;
+                let slot = self.slot_of(cookie)?;
                 if done { self.complete(slot, now) } else { Ok(()) }
             }
             Frame::Failed { cookie, done, error, text } => {
-                let slot = self.in_flight(cookie)?;
+                let slot = self.slot_of(cookie)?;
                 self.refused(slot, error, &text);
                 if done { self.complete(slot, now) } else { Ok(()) }
             }
         }
     }
 
-    fn in_flight(&self, cookie: u64) -> Result<usize, Broken> {
+    fn slot_of(&self, cookie: u64) -> Result<usize, Broken> {
         let (turn, index) = ((cookie >> 32) as u32, cookie as u32 as usize);
         match self.slots.get(index) {
             Some(slot) if slot.op.is_some() && slot.turn == turn => Ok(index),

@@ -231,10 +231,11 @@ impl<'a> Run<'a> {
         let rules = self.rules(settings.time);
         let tally = self.jobs_over(seats, rules, plan, || before = pid.map(Reading::of));
         let server = match (pid, before.transpose()?) {
-            (Some(pid), Some(before)) => {
-                let (used, account) = Reading::of(pid)?.since(&before);
-                Some(ServerCpu { pid, used, account })
-            }
+            // A server that died has no account any more; the faults will say that it did.
+            (Some(pid), Some(before)) => Reading::of(pid).ok().map(|after| {
+                let (used, account) = after.since(&before);
+                ServerCpu { pid, used, account }
+            }),
             _ => None,
         };
         Ok((tally, server))

@@ -199,7 +199,7 @@ impl Settings {
         let in_flight = block * u64::from(depth) * u64::from(jobs);
         ensure!(
             in_flight <= IN_FLIGHT_MAX,
-            "--bs x --qd x --jobs is {in_flight} bytes in flight; at most {IN_FLIGHT_MAX} are allowed"
+            "--bs x --qd x --jobs is {in_flight} bytes in flight, more than {IN_FLIGHT_MAX}"
         );
         ensure!(self.ops != Some(0), "--ops 0 measures nothing");
         ensure!(
@@ -212,7 +212,7 @@ impl Settings {
             "--verify-only writes nothing, but --rw {} does; use read or randread, or --verify",
             self.pattern.name()
         );
-        let aligned = block % SECTOR == 0 && self.offset.get() % SECTOR == 0;
+        let aligned = block.is_multiple_of(SECTOR) && self.offset.get().is_multiple_of(SECTOR);
         ensure!(
             self.verify == Verify::Off || aligned,
             "verification stamps sectors of 512 bytes, so --bs and --offset must divide by 512"
@@ -261,7 +261,8 @@ impl Settings {
 fn parse_size(text: &str) -> Result<ByteLen, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' does not start with a number"))?;
+    let number: u64 =
+        digits.parse().map_err(|_| format!("'{text}' does not start with a number"))?;
     let upper = unit.to_ascii_uppercase();
     let (letter, rest) = upper.split_at(upper.chars().next().map_or(0, char::len_utf8));
     let base: u64 = match rest {

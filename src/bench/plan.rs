@@ -261,8 +261,9 @@ mod tests {
         let mut seen = [0; 10];
         for job in 0..3 {
             for op in all(Plan::pass(Pattern::Read, window(10), (job, 3))) {
-                let Op::Read(block, _) = op else { panic!("{op:?}") };
-                seen[block.0 as usize] += 1;
+                if let Op::Read(block, _) = op {
+                    seen[block.0 as usize] += 1;
+                }
             }
         }
         assert_eq!(seen, [1; 10]);

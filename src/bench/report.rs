@@ -229,10 +229,9 @@ impl fmt::Display for Report {
         }
         let client = self.cpu.client_us_per_op;
         match (self.cpu.server_us_per_op, self.cpu.server_pid) {
-            (Some(server), Some(pid)) => writeln!(
-                f,
-                "cpu per op: server {server:.3} us (pid {pid}), client {client:.3} us"
-            )?,
+            (Some(server), Some(pid)) => {
+                writeln!(f, "cpu per op: server {server:.3} us (pid {pid}), client {client:.3} us")?
+            }
             _ => writeln!(f, "cpu per op: client {client:.3} us (server unknown: --server-pid)")?,
         }
         if let Some(verify) = &self.verify {

@@ -137,7 +137,12 @@ impl Ledger {
                 filled_for = Some((lba, version));
             }
             if !in_range || sector != wanted {
-                return Err(Box::new(self.finding(sector, lba, allowed, in_range.then_some(version))));
+                return Err(Box::new(self.finding(
+                    sector,
+                    lba,
+                    allowed,
+                    in_range.then_some(version),
+                )));
             }
         }
         Ok(())

@@ -46,9 +46,7 @@ impl Meter {
 
     /// Adds what another job saw.
     pub(super) fn absorb(&mut self, other: &Meter) {
-        self.latency_ns
-            .add(&other.latency_ns)
-            .expect("all meters have the same bounds");
+        self.latency_ns.add(&other.latency_ns).expect("all meters have the same bounds");
         self.bytes += other.bytes;
     }
 }

@@ -47,12 +47,16 @@ pub enum Target {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum UriError {
     /// The scheme is not one of ours.
-    #[error("scheme '{0}' is not known; use nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH \
-             or the path of a file")]
+    #[error(
+        "scheme '{0}' is not known; use nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH \
+             or the path of a file"
+    )]
     Scheme(String),
     /// TLS was asked for.
-    #[error("'{0}' asks for TLS, which this load generator does not speak; \
-             use nbd:// or nbd+unix://, or a server without TLS")]
+    #[error(
+        "'{0}' asks for TLS, which this load generator does not speak; \
+             use nbd:// or nbd+unix://, or a server without TLS"
+    )]
     Tls(String),
     /// No server is named.
     #[error("no server is named; write nbd://HOST:PORT/NAME")]

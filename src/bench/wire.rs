@@ -145,13 +145,7 @@ pub(super) enum FrameError {
 }
 
 /// The 28 bytes before a request's payload.
-pub(super) fn request(
-    command: u16,
-    flags: u16,
-    cookie: u64,
-    at: DiskOffset,
-    len: u32,
-) -> [u8; 28] {
+pub(super) fn request(command: u16, flags: u16, cookie: u64, at: DiskOffset, len: u32) -> [u8; 28] {
     let mut frame = [0; 28];
     frame[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
     frame[4..6].copy_from_slice(&flags.to_be_bytes());
@@ -292,6 +286,9 @@ mod tests {
         assert_eq!(frame(&chunk(1, 7, b"")), Err(FrameError::Kind(7)));
         assert_eq!(frame(&chunk(1, 0, b"x")), Err(FrameError::Length { kind: 0, len: 1 }));
         assert_eq!(frame(&chunk(1, 1, &[0; 8])), Err(FrameError::Length { kind: 1, len: 8 }));
-        assert_eq!(frame(&chunk(1, 0x8001, b"x")), Err(FrameError::Length { kind: 0x8001, len: 1 }));
+        assert_eq!(
+            frame(&chunk(1, 0x8001, b"x")),
+            Err(FrameError::Length { kind: 0x8001, len: 1 })
+        );
     }
 }

@@ -67,9 +67,14 @@ struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Hole,
-    Zero { layer: u16 },
+    Zero {
+        layer: u16,
+    },
     /// `at` is where the run's first byte lives.
-    Here { layer: u16, at: FileOffset },
+    Here {
+        layer: u16,
+        at: FileOffset,
+    },
 }
 
 /// All layers of a disk.
@@ -151,9 +156,7 @@ impl Stack {
         let found = match place {
             Place::Hole => Found::Hole(len),
             Place::Zero { layer } => Found::Zero { layer, len },
-            Place::Here { layer, at } => {
-                Found::Here { layer, file: self.file_of(layer), at, len }
-            }
+            Place::Here { layer, at } => Found::Here { layer, file: self.file_of(layer), at, len },
         };
         found.capped(wanted.len)
     }

@@ -157,8 +157,7 @@ impl Disk {
         if let Some(seat) = &mut self.stack.leaf {
             seat.leaf.abandoned();
         }
-        let fault =
-            Fault { kind: FaultKind::Io(error), layer: 0, at: DiskOffset::new(0) };
+        let fault = Fault { kind: FaultKind::Io(error), layer: 0, at: DiskOffset::new(0) };
         let mut failed = std::mem::take(&mut self.commit.serving);
         // Those who wait for room in the metadata would only start the same commit again.
         let parked = self.parking.release(WaitFor::Commit);

@@ -146,6 +146,11 @@ impl Disk {
         self.replies.pop_front()
     }
 
+    /// Whether `poll_effect` or `poll_reply` has something to give.
+    pub fn has_output(&self) -> bool {
+        !self.replies.is_empty() || self.outbox.has_queued()
+    }
+
     /// Takes in what came of an effect.
     pub fn complete(&mut self, id: EffectId, outcome: Outcome) {
         match self.outbox.settle(id) {
@@ -171,10 +176,8 @@ impl Disk {
         if let Some(why) = &self.stopped {
             return Some(Fault { kind: FaultKind::Stopped(why.clone()), layer: 0, at });
         }
-        let writes = !matches!(
-            request,
-            Request::Read { .. } | Request::Map { .. } | Request::Flush
-        );
+        let writes =
+            !matches!(request, Request::Read { .. } | Request::Map { .. } | Request::Flush);
         let read_only = writes && self.is_read_only();
         read_only.then_some(Fault { kind: FaultKind::ReadOnly, layer: 0, at })
     }

@@ -36,14 +36,7 @@ pub(super) struct Edge {
 impl Edge {
     fn new(sector: Extent) -> Self {
         let bytes = vec![0; sector.len.get() as usize];
-        Self {
-            sector,
-            bytes,
-            asked: ByteLen::ZERO,
-            in_place: false,
-            held: false,
-            written: false,
-        }
+        Self { sector, bytes, asked: ByteLen::ZERO, in_place: false, held: false, written: false }
     }
 }
 

@@ -76,6 +76,10 @@ impl Outbox {
         self.queue.push_back(build(id));
     }
 
+    pub(super) fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     pub(super) fn next(&mut self) -> Option<Effect> {
         self.queue.pop_front()
     }

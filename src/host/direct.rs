@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn a_ragged_write_waits_for_all_in_its_pages_and_makes_later_ones_wait() {
-        let (mut order, running) = order(&[(0, 512), (100, 10), (4096, 512), (512, 512), (9000, 1)]);
+        let (mut order, running) =
+            order(&[(0, 512), (100, 10), (4096, 512), (512, 512), (9000, 1)]);
         assert_eq!(running, [0, 2, 4]);
         let started: Vec<_> = order.release(super::Ticket(0)).into_iter().collect();
         assert_eq!(started.iter().map(|(_, name)| *name).collect::<Vec<_>>(), [1]);

@@ -39,8 +39,7 @@ pub struct OpenMode {
 
 impl OpenMode {
     /// A regular file through the page cache.
-    pub const BUFFERED: Self =
-        Self { direct: false, mem_align: 1, offset_align: 1, device: false };
+    pub const BUFFERED: Self = Self { direct: false, mem_align: 1, offset_align: 1, device: false };
 
     /// Asks the system how the descriptor wants to be used.
     ///
@@ -184,7 +183,9 @@ impl FileTable {
         let index = match self.slots.iter().position(Option::is_none) {
             Some(index) => index,
             None if self.slots.len() < MAX_FILES => self.slots.len(),
-            None => return Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error())),
+            None => {
+                return Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()));
+            }
         };
         let entry = Entry { file: Arc::new(OpenFile::new(fd, mode)?), order: Order::new() };
         if index == self.slots.len() {

@@ -293,7 +293,8 @@ mod tests {
             leases.push(lease);
         }
         assert_eq!(leases.len(), 17 << 20 >> 16);
-        let mut spans: Vec<_> = leases.iter().map(|l| (l.span().region.0, l.span().start)).collect();
+        let mut spans: Vec<_> =
+            leases.iter().map(|l| (l.span().region.0, l.span().start)).collect();
         spans.sort_unstable();
         spans.dedup();
         assert_eq!(spans.len(), leases.len());

@@ -15,6 +15,8 @@ mod event;
 mod files;
 pub mod memory;
 mod read;
+mod ring_setup;
+pub mod sim;
 mod slab;
 mod task;
 mod threads;
@@ -71,6 +73,9 @@ impl fmt::Display for Choice {
         write!(f, "{name} ({})", self.reason)
     }
 }
+
+/// Sockets a host keeps at most.
+pub const MAX_SOCKETS: usize = 1024;
 
 /// What a host counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -231,9 +231,7 @@ impl Task {
     /// Whether the task is a small cached write that is better done at once.
     pub(super) fn is_inline(&self) -> bool {
         let State::Write(write) = &self.state else { return false };
-        self.file.inline_writes()
-            && !write.is_durable()
-            && write.left().get() <= INLINE_MAX_BYTES
+        self.file.inline_writes() && !write.is_durable() && write.left().get() <= INLINE_MAX_BYTES
     }
 
     /// Takes the result of the call: the number of bytes moved, or the failure. No outcome means

@@ -180,7 +180,8 @@ impl Write {
                 }
             };
         }
-        let via = if self.done < self.body || self.grid.is_none() { Via::Main } else { Via::Cached };
+        let via =
+            if self.done < self.body || self.grid.is_none() { Via::Main } else { Via::Cached };
         Call::Write { at: FileOffset::new(self.at.get() + self.done), via, durable }
     }
 

@@ -21,24 +21,24 @@ const MEMO_LIMIT: usize = 60_000;
 const NESTING: u32 = 2;
 
 /// The cells of a recovered disk, or what is wrong with the image.
-pub type Verdict = Result<Vec<Tag>, String>;
+pub(crate) type Verdict = Result<Vec<Tag>, String>;
 
 /// Numbers for the report.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Crash states judged (distinct within their crash point).
-    pub states: u64,
+    pub(crate) states: u64,
     /// Distinct images recovered, opened, read and checked.
-    pub images: u64,
+    pub(crate) images: u64,
     /// Crash states inside recovery.
-    pub nested: u64,
+    pub(crate) nested: u64,
     /// Crash points.
-    pub points: u64,
+    pub(crate) points: u64,
 }
 
 impl Tally {
     /// Adds another's numbers.
-    pub fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.states += other.states;
         self.images += other.images;
         self.nested += other.nested;
@@ -47,24 +47,24 @@ impl Tally {
 }
 
 /// Judges images of one world.
-pub struct Checker<'w> {
+pub(crate) struct Checker<'w> {
     world: &'w World,
     memo: HashMap<u64, Rc<Verdict>>,
     file: SimFile,
     mode: SizeMode,
     /// The numbers so far.
-    pub tally: Tally,
+    pub(crate) tally: Tally,
 }
 
 impl<'w> Checker<'w> {
     /// A checker for images of `world`.
-    pub fn new(world: &'w World, mode: SizeMode) -> Self {
+    pub(crate) fn new(world: &'w World, mode: SizeMode) -> Self {
         let file = SimFile::new(world.backing(), &[]);
         Self { world, memo: HashMap::new(), file, mode, tally: Tally::default() }
     }
 
     /// What the image with this fingerprint turns into; `build` makes it if it is a new one.
-    pub fn verdict(&mut self, print: u64, build: impl FnOnce(&mut Image)) -> Rc<Verdict> {
+    pub(crate) fn verdict(&mut self, print: u64, build: impl FnOnce(&mut Image)) -> Rc<Verdict> {
         if let Some(known) = self.memo.get(&print) {
             return Rc::clone(known);
         }
@@ -143,12 +143,12 @@ impl<'w> Checker<'w> {
 }
 
 /// Carries out one step of a recovery, alone.
-pub fn run_step(file: &mut SimFile, step: &RecoveryStep) {
+pub(crate) fn run_step(file: &mut SimFile, step: &RecoveryStep) {
     match step {
         RecoveryStep::Change(change) => {
             let op = file.execute(change);
             file.delivered(op, 0);
         }
-        RecoveryStep::Sync => file.sync(1),
+        RecoveryStep::Sync => file.sync(u64::MAX),
     }
 }

@@ -8,23 +8,23 @@ use super::tag::Tag;
 
 /// A run of cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cells {
+pub(crate) struct Cells {
     /// First cell.
-    pub first: u32,
+    pub(crate) first: u32,
     /// How many.
-    pub count: u32,
+    pub(crate) count: u32,
 }
 
 impl Cells {
     /// Their numbers.
-    pub fn iter(self) -> std::ops::Range<u32> {
+    pub(crate) fn iter(self) -> std::ops::Range<u32> {
         self.first..self.first + self.count
     }
 }
 
 /// What a mutation puts into its cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Puts {
+pub(crate) enum Puts {
     /// Data of this version.
     Data(u32),
     /// Zeroes.
@@ -35,7 +35,7 @@ pub enum Puts {
 
 /// Names a mutation in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WriteNo(usize);
+pub(crate) struct WriteNo(usize);
 
 const NEVER: u64 = u64::MAX;
 
@@ -54,7 +54,7 @@ struct Mutation {
 
 /// The history of a disk, cell by cell.
 #[derive(Debug)]
-pub struct Oracle {
+pub(crate) struct Oracle {
     disk: u8,
     clock: u64,
     /// What each cell held before any mutation in the history.
@@ -67,7 +67,7 @@ pub struct Oracle {
 
 impl Oracle {
     /// A disk whose cells hold `initial` durably.
-    pub fn new(disk: u8, initial: &[Tag]) -> Self {
+    pub(crate) fn new(disk: u8, initial: &[Tag]) -> Self {
         Self {
             disk,
             clock: 1,
@@ -79,18 +79,18 @@ impl Oracle {
     }
 
     /// Cells of the disk.
-    pub fn cells(&self) -> u32 {
+    pub(crate) fn cells(&self) -> u32 {
         self.initial.len() as u32
     }
 
     /// Lets time pass; no two events share a moment.
-    pub fn tick(&mut self) -> u64 {
+    pub(crate) fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
     }
 
     /// A mutation is submitted.
-    pub fn issue(&mut self, cells: Cells, puts: Puts, fua: bool) -> WriteNo {
+    pub(crate) fn issue(&mut self, cells: Cells, puts: Puts, fua: bool) -> WriteNo {
         let issue = self.tick();
         self.writes.push(Mutation {
             cells,
@@ -108,7 +108,7 @@ impl Oracle {
     }
 
     /// It is replied to.
-    pub fn ack(&mut self, no: WriteNo, ok: bool) {
+    pub(crate) fn ack(&mut self, no: WriteNo, ok: bool) {
         let now = self.tick();
         let write = &mut self.writes[no.0];
         write.ack = now;
@@ -119,7 +119,7 @@ impl Oracle {
     }
 
     /// A flush that was submitted at `issue` is replied to with success.
-    pub fn flushed(&mut self, issue: u64) {
+    pub(crate) fn flushed(&mut self, issue: u64) {
         self.tick();
         for no in 0..self.writes.len() {
             let write = &self.writes[no];
@@ -152,7 +152,7 @@ impl Oracle {
     }
 
     /// What cell `cell` may hold after a crash now.
-    pub fn allowed(&self, cell: u32, into: &mut Vec<Tag>) {
+    pub(crate) fn allowed(&self, cell: u32, into: &mut Vec<Tag>) {
         self.since(cell, self.bar[cell as usize], NEVER, into);
     }
 
@@ -171,7 +171,7 @@ impl Oracle {
     }
 
     /// Whether a read submitted at `issue` and replied to now may have found `tag` in `cell`.
-    pub fn may_read(&self, cell: u32, issue: u64, tag: Tag) -> bool {
+    pub(crate) fn may_read(&self, cell: u32, issue: u64, tag: Tag) -> bool {
         let settled = |no: &&u32| {
             let write = &self.writes[**no as usize];
             write.ok && write.ack < issue && write.puts != Puts::Maybe
@@ -184,7 +184,7 @@ impl Oracle {
     }
 
     /// The machine lost power and recovery found `content`: all of that is durable now.
-    pub fn lost_power(&mut self, content: &[Tag]) {
+    pub(crate) fn lost_power(&mut self, content: &[Tag]) {
         self.tick();
         self.writes.clear();
         for (cell, tag) in content.iter().enumerate() {
@@ -196,7 +196,7 @@ impl Oracle {
 
     /// The process was killed and its successor found `content`. It must keep showing that, but
     /// until the next flush a power loss may still bring back anything allowed before.
-    pub fn was_killed(&mut self, content: &[Tag]) {
+    pub(crate) fn was_killed(&mut self, content: &[Tag]) {
         let mut allowed = Vec::new();
         for cell in 0..self.cells() {
             self.allowed(cell, &mut allowed);
@@ -212,7 +212,7 @@ impl Oracle {
     }
 
     /// Everything that happened to a cell, for a person to read.
-    pub fn story(&self, cell: u32) -> String {
+    pub(crate) fn story(&self, cell: u32) -> String {
         let mut text = String::new();
         for tag in &self.initial[cell as usize] {
             let _ = writeln!(text, "  before: {tag}");
@@ -231,7 +231,12 @@ impl Oracle {
         let mut allowed = Vec::new();
         self.allowed(cell, &mut allowed);
         let allowed: Vec<String> = allowed.iter().map(Tag::to_string).collect();
-        let _ = writeln!(text, "  allowed now (bar {}): {}", self.bar[cell as usize], allowed.join(", "));
+        let _ = writeln!(
+            text,
+            "  allowed now (bar {}): {}",
+            self.bar[cell as usize],
+            allowed.join(", ")
+        );
         text
     }
 }

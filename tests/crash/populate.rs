@@ -14,7 +14,7 @@ use crate::world::World;
 /// Writes `eighths` eighths of the disk's sectors, in no order, as disk number `disk`; returns the
 /// leaf's bytes after a flush. Write numbers count down from the largest, so that no life's own
 /// write is taken for one of these.
-pub fn populate(world: &World, disk: u8, eighths: usize, rng: &mut Rng) -> Vec<u8> {
+pub(crate) fn populate(world: &World, disk: u8, eighths: usize, rng: &mut Rng) -> Vec<u8> {
     let mut host = SimHost::new(rng.bits(), ByteLen::new(4 * CELL as u64));
     let file = host.add_file(SimFile::new(world.backing(), world.leaf()));
     for parent in world.parents() {

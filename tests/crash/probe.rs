@@ -13,7 +13,7 @@ use crate::tag::{CELL, Tag};
 ///
 /// # Errors
 /// What went wrong, for the report.
-pub fn read_disk(disk: &mut Disk, files: &[&[u8]]) -> Result<Vec<Tag>, String> {
+pub(crate) fn read_disk(disk: &mut Disk, files: &[&[u8]]) -> Result<Vec<Tag>, String> {
     let len = disk.size().get() as usize;
     let mut memory = vec![0xEE; len];
     let whole = Extent::new(DiskOffset::new(0), ByteLen::new(len as u64));
@@ -56,7 +56,7 @@ fn serve(disk: &mut Disk, files: &[&[u8]], memory: &mut [u8]) -> Result<(), Stri
 ///
 /// # Errors
 /// When the answer does not cover the span, or places data elsewhere than in its order.
-pub fn fill_holes(answer: &Answer, memory: &mut [u8]) -> Result<(), String> {
+pub(crate) fn fill_holes(answer: &Answer, memory: &mut [u8]) -> Result<(), String> {
     let segments = match answer {
         Answer::Done => return Ok(()),
         Answer::Segments(segments) => segments,
@@ -84,6 +84,6 @@ pub fn fill_holes(answer: &Answer, memory: &mut [u8]) -> Result<(), String> {
 }
 
 /// Decodes memory into cells; `first` is the number of the first.
-pub fn tags(first: u32, memory: &[u8]) -> Vec<Tag> {
+pub(crate) fn tags(first: u32, memory: &[u8]) -> Vec<Tag> {
     (first..).zip(memory.chunks(CELL)).map(|(cell, bytes)| Tag::read(cell, bytes)).collect()
 }

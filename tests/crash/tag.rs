@@ -4,26 +4,26 @@
 
 /// Bytes in a cell, the grain of requests in the simulator: a quarter of a sector, so that
 /// requests with ragged ends are seen too.
-pub const CELL: usize = 128;
+pub(crate) const CELL: usize = 128;
 
 /// The content of a cell, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tag(pub u64);
+pub(crate) struct Tag(pub u64);
 
 impl Tag {
     /// All bytes zero.
-    pub const ZERO: Self = Self(0);
+    pub(crate) const ZERO: Self = Self(0);
     /// Nothing the guest or a parent ever wrote there.
-    pub const GARBAGE: Self = Self(1);
+    pub(crate) const GARBAGE: Self = Self(1);
 
     /// The content that write number `version` of disk `disk` puts into cell `cell`.
-    pub fn new(disk: u8, cell: u32, version: u32) -> Self {
+    pub(crate) fn new(disk: u8, cell: u32, version: u32) -> Self {
         let place = u64::from(disk) << 48 | u64::from(cell & 0xF_FFFF) << 28;
         Self(0xA5C << 52 | place | u64::from(version & 0xFFF_FFFF))
     }
 
     /// Fills a cell with this content.
-    pub fn fill(self, cell: &mut [u8]) {
+    pub(crate) fn fill(self, cell: &mut [u8]) {
         for (at, word) in (0..).zip(cell.chunks_exact_mut(8)) {
             word.copy_from_slice(&self.word(at).to_le_bytes());
         }
@@ -37,10 +37,10 @@ impl Tag {
     }
 
     /// What cell number `cell` holds.
-    pub fn read(cell: u32, bytes: &[u8]) -> Self {
-        let mut words = bytes.chunks_exact(8).map(|word| {
-            u64::from_le_bytes(word.try_into().expect("chunks of eight bytes"))
-        });
+    pub(crate) fn read(cell: u32, bytes: &[u8]) -> Self {
+        let mut words = bytes
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().expect("chunks of eight bytes")));
         let first = Self(words.next().unwrap_or(0));
         let fits = first == Self::ZERO
             || (first.0 >> 52 == 0xA5C && (first.0 >> 28) as u32 & 0xF_FFFF == cell);

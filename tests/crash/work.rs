@@ -9,7 +9,7 @@ use crate::oracle::Cells;
 use crate::world::{Kind, Plan};
 
 /// The world of a seed.
-pub fn plan(rng: &mut Rng) -> Plan {
+pub(crate) fn plan(rng: &mut Rng) -> Plan {
     let kind = match rng.below(16) {
         0 => Kind::Raw,
         1 => Kind::Fixed,
@@ -31,7 +31,7 @@ pub fn plan(rng: &mut Rng) -> Plan {
 }
 
 /// The next request of a seeded client on a disk of `cells` cells.
-pub fn op(rng: &mut Rng, cells: u32) -> Op {
+pub(crate) fn op(rng: &mut Rng, cells: u32) -> Op {
     let place = |rng: &mut Rng| {
         if rng.chance(1, 5) { ragged(rng, cells) } else { sectors(rng, cells) }
     };
@@ -73,7 +73,7 @@ fn large(rng: &mut Rng, cells: u32) -> Cells {
 /// The requests of the bounded-exhaustive suite on a disk of two blocks of eight sectors:
 /// writes of one and two sectors at eight positions, with and without FUA, flush, and per block
 /// trim, and zeroing with and without unmapping.
-pub fn alphabet() -> Vec<Op> {
+pub(crate) fn alphabet() -> Vec<Op> {
     let mut ops = vec![Op::Flush];
     for at in [0, 1, 4, 7, 8, 9, 12, 14] {
         for (count, fua) in [(1, false), (2, false), (1, true), (2, true)] {

@@ -23,7 +23,7 @@ use crate::tag::{CELL, Tag};
 
 /// What a leaf is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Bytes as they are.
     Raw,
     /// A fixed VHD.
@@ -36,24 +36,24 @@ pub enum Kind {
 
 /// A world to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The leaf's kind.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Bytes of a block.
-    pub block_bytes: u64,
+    pub(crate) block_bytes: u64,
     /// Sectors of the disk; for raw disks, `ragged` bytes more.
-    pub sectors: u64,
+    pub(crate) sectors: u64,
     /// Bytes behind the last whole sector (raw only), a multiple of a cell.
-    pub ragged: u64,
+    pub(crate) ragged: u64,
     /// Whether the leaf lies on a device full of old bytes.
-    pub device: bool,
+    pub(crate) device: bool,
     /// Out of 8, how much of the leaf is written before the life begins.
-    pub filled: usize,
+    pub(crate) filled: usize,
 }
 
 /// One step of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RecoveryStep {
+pub(crate) enum RecoveryStep {
     /// A write or a cut.
     Change(Change),
     /// A sync.
@@ -61,9 +61,9 @@ pub enum RecoveryStep {
 }
 
 /// Images to live on.
-pub struct World {
+pub(crate) struct World {
     /// What it was built from.
-    pub plan: Plan,
+    pub(crate) plan: Plan,
     leaf: Vec<u8>,
     parents: Vec<Vec<u8>>,
     opened: Vec<Option<Image>>,
@@ -72,10 +72,15 @@ pub struct World {
 
 impl World {
     /// Builds the images of a plan.
-    pub fn new(plan: Plan, seed: u64) -> Self {
+    pub(crate) fn new(plan: Plan, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let mut world =
-            Self { plan, leaf: Vec::new(), parents: Vec::new(), opened: Vec::new(), content: Vec::new() };
+        let mut world = Self {
+            plan,
+            leaf: Vec::new(),
+            parents: Vec::new(),
+            opened: Vec::new(),
+            content: Vec::new(),
+        };
         if let Kind::Differencing { parents, raw } = plan.kind {
             for level in (0..parents).rev() {
                 let last = level + 1 == parents;
@@ -116,7 +121,9 @@ impl World {
         let layout = match self.plan.kind {
             Kind::Raw => return stale(size, self.plan.device, rng),
             Kind::Fixed => NewLayout::Fixed,
-            Kind::Dynamic => NewLayout::Dynamic { block_bytes: vhd::ByteLen::new(self.plan.block_bytes) },
+            Kind::Dynamic => {
+                NewLayout::Dynamic { block_bytes: vhd::ByteLen::new(self.plan.block_bytes) }
+            }
             Kind::Differencing { .. } => NewLayout::Differencing {
                 block_bytes: vhd::ByteLen::new(self.plan.block_bytes),
                 parent: NewParent {
@@ -127,7 +134,8 @@ impl World {
                 },
             },
         };
-        let options = CreateOptions { size: vhd::ByteLen::new(size), layout, uuid: [1; 16], timestamp: 7 };
+        let options =
+            CreateOptions { size: vhd::ByteLen::new(size), layout, uuid: [1; 16], timestamp: 7 };
         let plan = vhd::create(&options).expect("the worlds' plans are legal");
         self.lay_down(&plan, rng)
     }
@@ -167,32 +175,32 @@ impl World {
     }
 
     /// What holds the leaf.
-    pub fn backing(&self) -> Backing {
+    pub(crate) fn backing(&self) -> Backing {
         if self.plan.device { Backing::Device } else { Backing::File }
     }
 
     /// Whether the leaf lies on a device.
-    pub fn is_device(&self) -> bool {
+    pub(crate) fn is_device(&self) -> bool {
         self.plan.device
     }
 
     /// The leaf's bytes when a life begins.
-    pub fn leaf(&self) -> &[u8] {
+    pub(crate) fn leaf(&self) -> &[u8] {
         &self.leaf
     }
 
     /// The parents' bytes, nearest first.
-    pub fn parents(&self) -> &[Vec<u8>] {
+    pub(crate) fn parents(&self) -> &[Vec<u8>] {
         &self.parents
     }
 
     /// What the guest finds when a life begins.
-    pub fn content(&self) -> &[Tag] {
+    pub(crate) fn content(&self) -> &[Tag] {
         &self.content
     }
 
     /// Cells of the disk.
-    pub fn cells(&self) -> u32 {
+    pub(crate) fn cells(&self) -> u32 {
         ((self.plan.sectors * 512 + self.plan.ragged) / CELL as u64) as u32
     }
 
@@ -200,7 +208,7 @@ impl World {
     ///
     /// # Errors
     /// When the image cannot be opened at all.
-    pub fn recovery(&self, bytes: &[u8]) -> Result<Vec<RecoveryStep>, String> {
+    pub(crate) fn recovery(&self, bytes: &[u8]) -> Result<Vec<RecoveryStep>, String> {
         if self.plan.kind == Kind::Raw {
             return Ok(Vec::new());
         }
@@ -214,7 +222,7 @@ impl World {
 
     /// What every opening for writing does, whatever the image's state: what the page cache holds
     /// of a killed predecessor must be durable before anybody builds on it.
-    pub fn opening_steps(&self) -> Vec<RecoveryStep> {
+    pub(crate) fn opening_steps(&self) -> Vec<RecoveryStep> {
         vec![RecoveryStep::Sync]
     }
 
@@ -222,11 +230,13 @@ impl World {
     ///
     /// # Errors
     /// When the image cannot be opened.
-    pub fn open(&self, bytes: &[u8], bug: Option<Bug>) -> Result<Disk, String> {
+    pub(crate) fn open(&self, bytes: &[u8], bug: Option<Bug>) -> Result<Disk, String> {
         let size = self.plan.sectors * 512 + self.plan.ragged;
         let leaf: Box<dyn Leaf> = match self.plan.kind {
             Kind::Raw => Box::new(Flat::new(ByteLen::new(size))),
-            Kind::Fixed => Box::new(Flat::new(ByteLen::new(open_image(bytes)?.footer.current_size.get()))),
+            Kind::Fixed => {
+                Box::new(Flat::new(ByteLen::new(open_image(bytes)?.footer.current_size.get())))
+            }
             Kind::Dynamic | Kind::Differencing { .. } => self.open_sparse(bytes)?,
         };
         let leaf = match bug {
@@ -256,7 +266,10 @@ impl World {
         let both = self.opened.iter().zip(&self.parents);
         (1..)
             .zip(both)
-            .map(|(no, (image, bytes))| FrozenLayer { layer: layer(image, bytes), file: FileId(no) })
+            .map(|(no, (image, bytes))| FrozenLayer {
+                layer: layer(image, bytes),
+                file: FileId(no),
+            })
             .collect()
     }
 
@@ -264,7 +277,7 @@ impl World {
     ///
     /// # Errors
     /// The first finding that is an error.
-    pub fn check(&self, bytes: &[u8]) -> Result<(), String> {
+    pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), String> {
         if self.plan.kind == Kind::Raw {
             return Ok(());
         }
@@ -282,7 +295,7 @@ impl World {
 ///
 /// # Errors
 /// What the opening says.
-pub fn open_image(bytes: &[u8]) -> Result<Image, String> {
+pub(crate) fn open_image(bytes: &[u8]) -> Result<Image, String> {
     let mut opening = Opening::new(vhd::ByteLen::new(bytes.len() as u64), Limits::default());
     drive(bytes, |read| opening.step(read).map_err(|error| format!("cannot open: {error}")))
 }

@@ -1,6 +1,6 @@
 //! XenServer's batmap (section 1.5 of the format notes): one bit per block that says "every sector
-//! is here". A hint that others wrote: parsed so that `check` can judge it and so that its bytes are
-//! not taken for free space; never believed over a sector bitmap.
+//! is here". A hint that others wrote: parsed so that `check` can judge it and so that its bytes
+//! are not taken for free space; never believed over a sector bitmap.
 
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

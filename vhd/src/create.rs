@@ -213,8 +213,8 @@ fn sparse(
     if let Some(parent) = parent {
         end = place_parent(parent, &mut header, &mut pieces, end)?;
     }
-    // The room left makes the first block's data start on 4 KiB without moving the metadata; it is
-    // taken when that block comes, and an empty image ends with its metadata.
+    // No gap: the first block brings the one that puts its data on 4 KiB, and readers that look
+    // for free space behind the last block or the table find the same place.
     pieces.push(Piece::Bytes { at: HEADER_AT, bytes: header.to_bytes().to_vec() });
     pieces.push(Piece::Bytes { at: FileOffset::new(0), bytes: footer.to_vec() });
     pieces.push(Piece::Bytes { at: FileOffset::new(end), bytes: footer.to_vec() });

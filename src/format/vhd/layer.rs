@@ -102,9 +102,9 @@ impl Layer for VhdLayer {
         if self.table.owns(page) {
             let bounds = (self.first, self.end);
             let geometry = self.geometry;
-            return self.table.load(page, bytes, |block, slot| {
-                check_slot(&geometry, bounds, block, slot)
-            });
+            return self
+                .table
+                .load(page, bytes, |block, slot| check_slot(&geometry, bounds, block, slot));
         }
         let Some(block) = self.asked.remove(&page.at) else {
             return Err(Corrupt(format!("nobody asked for the page at {}", page.at)));

@@ -104,8 +104,7 @@ pub fn write_deeds(over: &Image, at: u64, bytes: &[u8], into: &mut Vec<Deed>) {
         let skip = (here % SECTOR_LEN as u64) as usize;
         let count = (SECTOR_LEN - skip).min(bytes.len() - done);
         let no = (here / SECTOR_LEN as u64) as u32;
-        let mut body =
-            if count == SECTOR_LEN { [0; SECTOR_LEN] } else { under(over, no, into) };
+        let mut body = if count == SECTOR_LEN { [0; SECTOR_LEN] } else { under(over, no, into) };
         body[skip..skip + count].copy_from_slice(&bytes[done..done + count]);
         into.push(Deed::put(no, body));
         done += count;
@@ -128,11 +127,10 @@ fn under(over: &Image, no: u32, before: &[Deed]) -> Sector {
     last.unwrap_or_else(|| over.sector(no))
 }
 
-/// The pieces of zeroing `len` bytes at `at`, within the file: whole sectors by 4 KiB pieces of
-/// the file, ragged edges as sector writes.
-pub fn zero_deeds(over: &Image, at: u64, len: u64, into: &mut Vec<Deed>) {
+/// The pieces of zeroing the bytes from `at` to `end`: whole sectors by 4 KiB pieces of the file,
+/// ragged edges as sector writes.
+pub fn zero_deeds(over: &Image, at: u64, end: u64, into: &mut Vec<Deed>) {
     let sector = SECTOR_LEN as u64;
-    let end = (at + len).min(over.len().get().next_multiple_of(sector));
     let mut here = at;
     while here < end {
         let no = (here / sector) as u32;

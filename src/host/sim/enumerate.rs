@@ -59,13 +59,21 @@ impl<'a> CrashPoint<'a> {
     /// A crash that leaves `base` with some of `atoms` applied, in their order. `fixed` says that
     /// the size cannot change (a device).
     pub fn new(base: &'a Image, atoms: &'a [Atom], mode: SizeMode, fixed: bool) -> Self {
-        let mut ops: Vec<usize> = (0..atoms.len())
-            .filter(|at| *at == 0 || atoms[*at].op != atoms[*at - 1].op)
-            .collect();
+        let mut ops: Vec<usize> =
+            (0..atoms.len()).filter(|at| *at == 0 || atoms[*at].op != atoms[*at - 1].op).collect();
         ops.push(atoms.len());
         let end = atoms.iter().map(|atom| atom.deed.touched().0 + 8).max().unwrap_or(0);
         let sectors = end.max(base.sectors() + 1) as usize;
-        Self { base, atoms, mode, fixed, ops, overlay: vec![(0, 0); sectors], round: 0, touched: Vec::new() }
+        Self {
+            base,
+            atoms,
+            mode,
+            fixed,
+            ops,
+            overlay: vec![(0, 0); sectors],
+            round: 0,
+            touched: Vec::new(),
+        }
     }
 
     /// How many effects may be lost.

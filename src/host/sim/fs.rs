@@ -22,8 +22,10 @@ pub enum Backing {
 pub enum Change {
     /// Bytes at a position.
     Write(FileOffset, Vec<u8>),
-    /// Zeroes at a position; never grows the file.
+    /// Zeroes at a position, with space kept for them; grows the file if need be.
     Zero(FileOffset, ByteLen),
+    /// A hole at a position; never grows the file.
+    Punch(FileOffset, ByteLen),
     /// Cut to a length.
     Truncate(ByteLen),
 }
@@ -80,7 +82,7 @@ impl SimFile {
     pub fn fits(&self, change: &Change) -> bool {
         let end = match change {
             Change::Write(at, bytes) => at.get() + bytes.len() as u64,
-            Change::Zero(at, len) => at.get() + len.get(),
+            Change::Zero(at, len) | Change::Punch(at, len) => at.get() + len.get(),
             Change::Truncate(len) => len.get(),
         };
         self.backing == Backing::File || end <= self.live.len().get()
@@ -90,7 +92,17 @@ impl SimFile {
     pub fn deeds(&self, change: &Change, into: &mut Vec<Deed>) {
         match change {
             Change::Write(at, bytes) => write_deeds(&self.live, at.get(), bytes, into),
-            Change::Zero(at, len) => zero_deeds(&self.live, at.get(), len.get(), into),
+            Change::Zero(at, len) => {
+                let end = at.get() + len.get();
+                zero_deeds(&self.live, at.get(), end, into);
+                if end > self.live.len().get() {
+                    into.push(Deed::Grow(end));
+                }
+            }
+            Change::Punch(at, len) => {
+                let end = (at.get() + len.get()).min(self.live.len().get());
+                zero_deeds(&self.live, at.get(), end, into);
+            }
             Change::Truncate(len) if *len < self.live.len() => into.push(Deed::Cut(len.get())),
             Change::Truncate(len) if *len > self.live.len() => into.push(Deed::Grow(len.get())),
             Change::Truncate(_) => {}

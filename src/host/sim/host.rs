@@ -129,8 +129,11 @@ impl SimHost {
             Effect::Write { at, from, durable, .. } => {
                 Progress::Change { change: Change::Write(at, self.gather(&from)), durable }
             }
-            Effect::Zero { at, len, .. } | Effect::Punch { at, len, .. } => {
+            Effect::Zero { at, len, .. } => {
                 Progress::Change { change: Change::Zero(at, len), durable: false }
+            }
+            Effect::Punch { at, len, .. } => {
+                Progress::Change { change: Change::Punch(at, len), durable: false }
             }
             Effect::Sync { .. } => Progress::Sync,
         };

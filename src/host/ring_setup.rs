@@ -1,0 +1,122 @@
+//! Makes the ring: the best flags the kernel takes, registered files and memory, and the list of
+//! what may ever go through it.
+//!
+//! Refuses a kernel that lacks an operation the host needs; the caller takes threads then.
+
+use std::fmt::Write as _;
+use std::io;
+
+use io_uring::register::{Probe, Restriction};
+use io_uring::{Builder, IoUring, opcode, squeue};
+
+use super::memory::Memory;
+
+/// Entries of the submission queue.
+const SUBMISSIONS: u32 = 512;
+/// Entries of the completion queue: at least four times the submissions, so that a burst of
+/// completions does not overflow while the shard is busy.
+const COMPLETIONS: u32 = 4096;
+
+/// Sizes tried for the table of registered files, which RLIMIT_NOFILE bounds.
+const SLOTS: [u32; 3] = [4096, 1024, 256];
+
+/// IORING_REGISTER_FILES_UPDATE: the one registration allowed after the start.
+const REGISTER_FILES_UPDATE: u8 = 6;
+
+/// A ring ready for use.
+pub(super) struct Setup {
+    pub(super) ring: IoUring,
+    /// Size of the registered-file table, all empty.
+    pub(super) slots: u32,
+    /// Whether region 0 is registered as buffer 0.
+    pub(super) registered_memory: bool,
+    /// What was achieved, for the log.
+    pub(super) description: String,
+}
+
+/// What may go through the ring.
+const OPERATIONS: [u8; 10] = [
+    opcode::Read::CODE,
+    opcode::ReadFixed::CODE,
+    opcode::Write::CODE,
+    opcode::WriteFixed::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::Recv::CODE,
+    opcode::SendMsg::CODE,
+    opcode::AsyncCancel::CODE,
+];
+
+/// Makes a ring for the calling thread.
+pub(super) fn build(memory: &Memory) -> io::Result<Setup> {
+    let (ring, mut description) = create()?;
+    let submitter = ring.submitter();
+    let params = ring.params();
+    let unsupported = |what: &str| io::Error::new(io::ErrorKind::Unsupported, what.to_owned());
+    if !params.is_feature_ext_arg() || !params.is_feature_nodrop() {
+        return Err(unsupported("kernel too old for io_uring waits with timeouts"));
+    }
+    let mut probe = Probe::new();
+    submitter.register_probe(&mut probe)?;
+    if let Some(missing) = OPERATIONS.iter().find(|code| !probe.is_supported(**code)) {
+        return Err(unsupported(&format!("io_uring lacks operation {missing}")));
+    }
+    let slots = register_files(&ring)?;
+    let registered_memory = super::uring::register_memory(&ring, memory).is_ok();
+    if !registered_memory {
+        description.push_str(", memory not registered");
+    }
+    if restrict(&ring).is_err() {
+        description.push_str(", not restricted");
+    }
+    submitter.register_enable_rings()?;
+    let _infallible = write!(description, ", {slots} file slots");
+    Ok(Setup { ring, slots, registered_memory, description })
+}
+
+/// Tries the flags from best to plain.
+fn create() -> io::Result<(IoUring, String)> {
+    let common = |builder: &mut Builder| {
+        builder.setup_cqsize(COMPLETIONS).setup_r_disabled().dontfork();
+    };
+    let mut best = IoUring::builder();
+    common(&mut best);
+    best.setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+    best.setup_taskrun_flag();
+    if let Ok(ring) = best.build(SUBMISSIONS) {
+        return Ok((ring, "single issuer, deferred task work".to_owned()));
+    }
+    let mut good = IoUring::builder();
+    common(&mut good);
+    good.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+    if let Ok(ring) = good.build(SUBMISSIONS) {
+        return Ok((ring, "cooperative task work".to_owned()));
+    }
+    let mut plain = IoUring::builder();
+    common(&mut plain);
+    Ok((plain.build(SUBMISSIONS)?, "plain".to_owned()))
+}
+
+fn register_files(ring: &IoUring) -> io::Result<u32> {
+    let mut failure = None;
+    for slots in SLOTS {
+        let sparse = ring.submitter().register_files_sparse(slots);
+        // Kernels before 5.19 know no sparse table, but take one full of empty entries.
+        let empty = || ring.submitter().register_files(&vec![-1; slots as usize]);
+        match sparse.or_else(|_| empty()) {
+            Ok(()) => return Ok(slots),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or_else(|| io::ErrorKind::Unsupported.into()))
+}
+
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let fixed = squeue::Flags::FIXED_FILE.bits();
+    let mut allowed: Vec<_> = OPERATIONS.iter().map(|code| Restriction::sqe_op(*code)).collect();
+    allowed.push(Restriction::register_op(REGISTER_FILES_UPDATE));
+    allowed.push(Restriction::sqe_flags_allowed(fixed));
+    allowed.push(Restriction::sqe_flags_required(fixed));
+    ring.submitter().register_restrictions(&mut allowed)
+}

@@ -1,0 +1,703 @@
+//! The host on io_uring: one ring, owned by the shard's thread.
+//!
+//! Refuses everything but reads, writes, fsync, fallocate, recv, sendmsg and cancel on registered
+//! files: the ring itself is told so (restrictions), since seccomp does not see what goes through.
+//!
+//! Memory: each operation in flight has a slot that owns, lends or keeps alive every byte the
+//! kernel was told about, until its completion; the number of the slot is the user data. Slots are
+//! emptied in one place, on a completion.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use nix::libc::{MSG_NOSIGNAL, MSG_WAITALL, RWF_DSYNC, iovec, msghdr};
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+
+use super::blocking::{self, SLICES_MAX, erase_mode};
+use super::event::{Event, ReceiveInto, SendList, SocketId};
+use super::files::{FileTable, OpenMode};
+use super::memory::{Memory, REGISTERED};
+use super::ring_setup::{self, Setup};
+use super::slab::Slab;
+use super::task::{Call, Task, TaskName, Via, Work};
+use super::wake::Waker;
+use super::{Counters, MAX_SOCKETS};
+use crate::engine::effect::{FileId, IoError, Outcome};
+use crate::engine::units::ByteLen;
+
+/// The longest single transfer asked of the kernel, which itself stops just below 2 GiB.
+const TRANSFER_MAX: usize = 1 << 30;
+
+/// The host on io_uring. See [`super::Host`] for the calls.
+pub struct Uring {
+    ring: IoUring,
+    memory: Arc<Memory>,
+    registered_memory: bool,
+    files: FileTable,
+    /// Registered-file slots of each file: itself, and its cached twin.
+    file_slots: Vec<[Option<Fixed>; 2]>,
+    free_slots: Vec<u32>,
+    operations: Slab<Operation>,
+    sockets: Slab<Socket>,
+    /// Entries the submission queue had no room for.
+    backlog: VecDeque<squeue::Entry>,
+    /// Events that happened and wait to be told.
+    ready: Vec<Event>,
+    completed: Vec<(u64, i32)>,
+    waker: Waker,
+    wake_slot: Fixed,
+    wake_armed: bool,
+    waiting_tasks: usize,
+    /// Cancels in flight: operations, but nobody's.
+    cancels: usize,
+    counters: Counters,
+}
+
+/// An operation in flight and the memory it names.
+enum Operation {
+    File {
+        task: Task,
+        /// Names the slices of a gathered write until it completes.
+        slices: Vec<iovec>,
+    },
+    Receive {
+        socket: u32,
+        into: ReceiveInto,
+        received: u32,
+    },
+    Send {
+        socket: u32,
+        list: SendList,
+        sent: ByteLen,
+        message: Box<Message>,
+    },
+    /// The counter read from the waker's eventfd.
+    Wake {
+        _counter: Vec<u8>,
+    },
+    Cancel,
+}
+
+/// What sendmsg is told; it stays at its address while in flight.
+struct Message {
+    header: msghdr,
+    slices: Vec<iovec>,
+}
+
+struct Socket {
+    fd: OwnedFd,
+    slot: Fixed,
+    receiving: Option<u32>,
+    sending: Option<u32>,
+    closing: bool,
+    /// Kept between sends to spare allocations.
+    message: Option<Box<Message>>,
+}
+
+impl Uring {
+    pub(super) fn new(memory: Arc<Memory>) -> io::Result<(Self, String)> {
+        let waker = Waker::new(EventfdFlags::empty())?;
+        let Setup { ring, slots, registered_memory, description } = ring_setup::build(&memory)?;
+        let mut free_slots: Vec<u32> = (0..slots).rev().collect();
+        let wake_slot = Fixed(free_slots.pop().unwrap_or(0));
+        ring.submitter().register_files_update(wake_slot.0, &[waker.fd().as_raw_fd()])?;
+        let host = Self {
+            ring,
+            memory,
+            registered_memory,
+            files: FileTable::default(),
+            file_slots: Vec::new(),
+            free_slots,
+            operations: Slab::new(),
+            sockets: Slab::new(),
+            backlog: VecDeque::new(),
+            ready: Vec::new(),
+            completed: Vec::new(),
+            waker,
+            wake_slot,
+            wake_armed: false,
+            waiting_tasks: 0,
+            cancels: 0,
+            counters: Counters::default(),
+        };
+        Ok((host, description))
+    }
+
+    pub(super) fn add_file(&mut self, fd: OwnedFd, mode: OpenMode) -> io::Result<FileId> {
+        let id = self.files.add(fd, mode)?;
+        let Some(file) = self.files.file(id).map(Arc::clone) else {
+            return Err(Errno::BADF.into());
+        };
+        let mut slots = [None, None];
+        for (slot, fd) in slots.iter_mut().zip([Some(file.fd()), file.cached()]) {
+            let Some(fd) = fd else { continue };
+            match self.take_slot(fd.as_raw_fd()) {
+                Ok(taken) => *slot = Some(taken),
+                Err(error) => {
+                    self.files.remove(id);
+                    return Err(error);
+                }
+            }
+        }
+        let index = usize::from(id.0);
+        if index >= self.file_slots.len() {
+            self.file_slots.resize(index + 1, [None, None]);
+        }
+        self.file_slots[index] = slots;
+        Ok(id)
+    }
+
+    pub(super) fn remove_file(&mut self, file: FileId) {
+        self.files.remove(file);
+        let Some(slots) = self.file_slots.get_mut(usize::from(file.0)) else { return };
+        let slots = std::mem::take(slots);
+        slots.into_iter().flatten().for_each(|slot| self.give_slot(slot));
+    }
+
+    fn take_slot(&mut self, fd: i32) -> io::Result<Fixed> {
+        let slot = self.free_slots.pop().ok_or(Errno::MFILE)?;
+        if let Err(error) = self.ring.submitter().register_files_update(slot, &[fd]) {
+            self.free_slots.push(slot);
+            return Err(error);
+        }
+        Ok(Fixed(slot))
+    }
+
+    fn give_slot(&mut self, slot: Fixed) {
+        // Entries that name the slot and were not submitted yet must not meet the next file in it.
+        let _kept_on_failure = self.submit_all();
+        if self.ring.submitter().register_files_update(slot.0, &[-1]).is_ok() {
+            self.free_slots.push(slot.0);
+        }
+    }
+
+    pub(super) fn start(&mut self, name: TaskName, work: Work) {
+        self.counters.effects += 1;
+        let made = match self.files.file(name.file) {
+            None => Err(IoError(Errno::BADF.raw_os_error())),
+            Some(file) => Task::new(name, Arc::clone(file), &self.memory, work),
+        };
+        match made {
+            Err(error) => self.tell(name, Outcome::Failed(error)),
+            Ok(task) => match self.files.admit(task) {
+                Some(task) => self.begin(task),
+                None => self.waiting_tasks += 1,
+            },
+        }
+    }
+
+    fn tell(&mut self, name: TaskName, outcome: Outcome) {
+        self.ready.push(Event::Effect { tag: name.tag, id: name.id, outcome });
+    }
+
+    /// Starts a task whose turn has come, and those whose turn comes when it is over at once.
+    fn begin(&mut self, task: Task) {
+        let mut started = vec![task];
+        while let Some(mut task) = started.pop() {
+            let mut outcome = task.start();
+            if outcome.is_none() && task.is_inline() {
+                self.counters.inline_writes += 1;
+                outcome = Some(blocking::run(&mut task));
+            }
+            match outcome {
+                Some(outcome) => {
+                    let freed = self.files.release(&task);
+                    self.waiting_tasks -= freed.len();
+                    started.extend(freed);
+                    self.tell(task.name(), outcome);
+                }
+                None => {
+                    let operation = Operation::File { task, slices: Vec::new() };
+                    let index = self.operations.insert(operation);
+                    self.issue_file(index);
+                }
+            }
+        }
+    }
+
+    fn issue_file(&mut self, index: u32) {
+        let Some(Operation::File { task, slices }) = self.operations.of_mut(index) else { return };
+        let fds = self.file_slots.get(usize::from(task.file_id().0)).copied().unwrap_or_default();
+        let registered = self.registered_memory && task.is_registered();
+        // A file without a slot cannot be: `start` found it open. Slot numbers beyond the table
+        // would fail with EBADF.
+        let main = fds[0].unwrap_or(Fixed(u32::MAX));
+        let entry = match task.call() {
+            Call::Read { at } => {
+                let into = task.read_into();
+                let (bytes, len) = (into.as_mut_ptr(), into.len().min(TRANSFER_MAX) as u32);
+                if registered {
+                    opcode::ReadFixed::new(main, bytes, len, 0).offset(at.get()).build()
+                } else {
+                    opcode::Read::new(main, bytes, len).offset(at.get()).build()
+                }
+            }
+            Call::Write { at, via, durable } => {
+                let fd = if via == Via::Main { Some(main) } else { fds[1] };
+                let fd = fd.unwrap_or(Fixed(u32::MAX));
+                let flags = if durable { RWF_DSYNC } else { 0 };
+                slices.clear();
+                task.write_from(SLICES_MAX, &mut |bytes| slices.push(slice_of(bytes)));
+                write_entry(fd, at.get(), slices, flags, registered)
+            }
+            Call::Erase { how, at, len } => opcode::Fallocate::new(main, len.get())
+                .offset(at.get())
+                .mode(erase_mode(how).bits() as i32)
+                .build(),
+            Call::Sync => opcode::Fsync::new(main).flags(FsyncFlags::DATASYNC).build(),
+        };
+        self.push(entry, index);
+    }
+
+    pub(super) fn add_socket(&mut self, fd: OwnedFd) -> io::Result<SocketId> {
+        if self.sockets.len() >= MAX_SOCKETS {
+            return Err(Errno::MFILE.into());
+        }
+        let slot = self.take_slot(fd.as_raw_fd())?;
+        let (receiving, sending, message) = (None, None, None);
+        let socket = Socket { fd, slot, receiving, sending, closing: false, message };
+        Ok(SocketId(self.sockets.insert(socket)))
+    }
+
+    pub(super) fn close_socket(&mut self, socket: SocketId) {
+        let Some(state) = self.sockets.of_mut(socket.0) else { return };
+        if std::mem::replace(&mut state.closing, true) {
+            return;
+        }
+        // Tells the peer now, and ends the waiting of whatever the cancel comes too late for.
+        let _not_connected = rustix::net::shutdown(&state.fd, rustix::net::Shutdown::Both);
+        let in_flight = [state.receiving, state.sending];
+        for operation in in_flight.into_iter().flatten() {
+            self.cancel(operation);
+        }
+        self.close_when_idle(socket);
+    }
+
+    fn cancel(&mut self, operation: u32) {
+        self.cancels += 1;
+        let index = self.operations.insert(Operation::Cancel);
+        // The flag names no file here; the restrictions ask for it on every entry.
+        let entry = opcode::AsyncCancel::new(u64::from(operation)).build();
+        self.push(entry.flags(squeue::Flags::FIXED_FILE), index);
+    }
+
+    /// Closes a closing socket once nothing of it is in flight.
+    fn close_when_idle(&mut self, socket: SocketId) {
+        let Some(state) = self.sockets.of(socket.0) else { return };
+        if !state.closing || state.receiving.is_some() || state.sending.is_some() {
+            return;
+        }
+        if let Some(state) = self.sockets.remove(socket.0) {
+            self.give_slot(state.slot);
+            self.ready.push(Event::Closed { socket });
+        }
+    }
+
+    pub(super) fn receive(&mut self, socket: SocketId, into: ReceiveInto) {
+        self.counters.transfers += 1;
+        let Some(state) = self.sockets.of_mut(socket.0) else { return };
+        assert!(state.receiving.is_none(), "two receives on {socket:?}");
+        let operation = Operation::Receive { socket: socket.0, into, received: 0 };
+        let index = self.operations.insert(operation);
+        state.receiving = Some(index);
+        self.issue_receive(index);
+    }
+
+    fn issue_receive(&mut self, index: u32) {
+        let Some(Operation::Receive { socket, into, received }) = self.operations.of_mut(index)
+        else {
+            return;
+        };
+        let Some(state) = self.sockets.of(*socket) else { return };
+        let (bytes, len, flags) = match into {
+            ReceiveInto::Buffer { bytes, filled } => {
+                let room = &mut bytes[*filled..];
+                (room.as_mut_ptr(), room.len().min(TRANSFER_MAX) as u32, 0)
+            }
+            ReceiveInto::Span(span) => {
+                let start = self.memory.pointer(*span);
+                let left = span.len - *received;
+                (start.wrapping_add(*received as usize), left, MSG_WAITALL)
+            }
+        };
+        let entry = opcode::Recv::new(state.slot, bytes, len).flags(flags).build();
+        self.push(entry, index);
+    }
+
+    pub(super) fn send(&mut self, socket: SocketId, list: SendList) {
+        self.counters.transfers += 1;
+        if list.is_empty() {
+            self.ready.push(Event::Sent { socket, list, result: Ok(()) });
+            return;
+        }
+        let Some(state) = self.sockets.of_mut(socket.0) else { return };
+        assert!(state.sending.is_none(), "two sends on {socket:?}");
+        let message = state.message.take().unwrap_or_else(Message::new);
+        let sent = ByteLen::ZERO;
+        let operation = Operation::Send { socket: socket.0, list, sent, message };
+        let index = self.operations.insert(operation);
+        state.sending = Some(index);
+        self.issue_send(index);
+    }
+
+    fn issue_send(&mut self, index: u32) {
+        let Some(Operation::Send { socket, list, sent, message }) = self.operations.of_mut(index)
+        else {
+            return;
+        };
+        let Some(state) = self.sockets.of(*socket) else { return };
+        let slices = &mut message.slices;
+        slices.clear();
+        list.slices(&self.memory, *sent, SLICES_MAX, &mut |bytes| slices.push(slice_of(bytes)));
+        message.header.msg_iov = slices.as_mut_ptr();
+        message.header.msg_iovlen = slices.len() as _;
+        let flags = (MSG_NOSIGNAL | MSG_WAITALL) as u32;
+        let entry = opcode::SendMsg::new(state.slot, &raw const message.header).flags(flags);
+        self.push(entry.build(), index);
+    }
+
+    pub(super) fn wake_handle(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        let told = self.ready.iter().filter(|event| !matches!(event, Event::Woken)).count();
+        let ours = usize::from(self.wake_armed) + self.cancels;
+        self.operations.len() + self.waiting_tasks + told - ours
+    }
+
+    pub(super) const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    pub(super) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        // The clock is asked only if the first round brings nothing.
+        let mut left = timeout;
+        let mut deadline = None;
+        loop {
+            self.arm_wake();
+            let want = usize::from(self.ready.is_empty() && left != Some(Duration::ZERO));
+            if let (Some(timeout), None) = (timeout, deadline) {
+                deadline = Instant::now().checked_add(timeout);
+            }
+            self.enter(want, left)?;
+            self.reap();
+            if !self.ready.is_empty() || left == Some(Duration::ZERO) {
+                events.append(&mut self.ready);
+                return Ok(());
+            }
+            left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Submits all entries and, with `want`, waits for a completion.
+    fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
+        self.fill_queue();
+        while !self.backlog.is_empty() {
+            self.submit_once()?;
+            self.fill_queue();
+        }
+        let idle = self.completed.is_empty() && self.ring.completion().is_empty();
+        let want = if idle { want } else { 0 };
+        let queue = self.ring.submission();
+        if want == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return Ok(());
+        }
+        drop(queue);
+        self.counters.enters += 1;
+        let entered = match timeout.filter(|_| want > 0) {
+            Some(timeout) => {
+                let time = Timespec::from(timeout.min(Duration::from_secs(1 << 20)));
+                let args = SubmitArgs::new().timespec(&time);
+                self.ring.submitter().submit_with_args(want, &args)
+            }
+            None => self.ring.submit_and_wait(want),
+        };
+        endured(entered)
+    }
+
+    fn submit_once(&mut self) -> io::Result<()> {
+        self.counters.enters += 1;
+        endured(self.ring.submit())?;
+        self.reap_into_list();
+        Ok(())
+    }
+
+    fn submit_all(&mut self) -> io::Result<()> {
+        self.fill_queue();
+        while !self.backlog.is_empty() || !self.ring.submission().is_empty() {
+            self.submit_once()?;
+            self.fill_queue();
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, entry: squeue::Entry, index: u32) {
+        let entry = entry.user_data(u64::from(index));
+        self.backlog.push_back(entry);
+        self.fill_queue();
+    }
+
+    fn fill_queue(&mut self) {
+        let mut queue = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: every pointer in the entry leads to memory that the operation's slot owns,
+            // lends (I6) or keeps at its address; the slot is emptied only on its completion, or
+            // leaked when the ring breaks (`Drop`).
+            if unsafe { queue.push(entry) }.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        if self.wake_armed {
+            return;
+        }
+        let mut counter = vec![0; 8];
+        let entry = opcode::Read::new(self.wake_slot, counter.as_mut_ptr(), 8).build();
+        let index = self.operations.insert(Operation::Wake { _counter: counter });
+        self.wake_armed = true;
+        self.push(entry, index);
+    }
+
+    fn reap_into_list(&mut self) {
+        let entries = self.ring.completion();
+        self.completed.extend(entries.map(|entry| (entry.user_data(), entry.result())));
+    }
+
+    fn reap(&mut self) {
+        self.reap_into_list();
+        let mut completed = std::mem::take(&mut self.completed);
+        for (user_data, result) in completed.drain(..) {
+            let result = usize::try_from(result).map_err(|_| IoError(-result));
+            self.completion(user_data as u32, result);
+        }
+        // Closing a socket may have reaped more meanwhile.
+        if self.completed.is_empty() {
+            self.completed = completed;
+        } else {
+            self.reap();
+        }
+    }
+
+    fn completion(&mut self, index: u32, result: Result<usize, IoError>) {
+        match self.operations.of_mut(index) {
+            Some(Operation::File { task, .. }) => {
+                let outcome = task.result(result);
+                self.file_moved(index, outcome);
+            }
+            Some(Operation::Receive { .. }) => self.received(index, result),
+            Some(Operation::Send { .. }) => self.sent(index, result),
+            Some(Operation::Wake { .. }) => {
+                self.operations.remove(index);
+                self.wake_armed = false;
+                if result.is_ok() {
+                    self.ready.push(Event::Woken);
+                }
+            }
+            Some(Operation::Cancel) => {
+                self.cancels -= 1;
+                self.operations.remove(index);
+            }
+            None => debug_assert!(false, "completion of nothing: {index}"),
+        }
+    }
+
+    fn file_moved(&mut self, index: u32, outcome: Option<Outcome>) {
+        let Some(outcome) = outcome else {
+            self.issue_file(index);
+            return;
+        };
+        if let Some(Operation::File { task, .. }) = self.operations.remove(index) {
+            let freed = self.files.release(&task);
+            self.waiting_tasks -= freed.len();
+            self.tell(task.name(), outcome);
+            freed.into_iter().for_each(|task| self.begin(task));
+        }
+    }
+
+    fn received(&mut self, index: u32, result: Result<usize, IoError>) {
+        let Some(Operation::Receive { socket, into, received }) = self.operations.of_mut(index)
+        else {
+            return;
+        };
+        let id = SocketId(*socket);
+        let closing = self.sockets.of(id.0).is_none_or(|state| state.closing);
+        let again = match (&mut *into, result) {
+            (ReceiveInto::Buffer { filled, .. }, Ok(got)) => {
+                *filled += got;
+                false
+            }
+            (ReceiveInto::Span(span), Ok(got)) => {
+                *received += got as u32;
+                got > 0 && *received < span.len
+            }
+            (_, Err(error)) => is_passing(error),
+        };
+        if again && !closing {
+            self.issue_receive(index);
+            return;
+        }
+        let Some(Operation::Receive { into, received, .. }) = self.operations.remove(index) else {
+            return;
+        };
+        if let Some(state) = self.sockets.of_mut(id.0) {
+            state.receiving = None;
+        }
+        if closing {
+            self.close_when_idle(id);
+            return;
+        }
+        let result = result.map(|got| match &into {
+            ReceiveInto::Buffer { .. } => got as u32,
+            ReceiveInto::Span(span) if received == span.len => received,
+            ReceiveInto::Span(_) => 0,
+        });
+        self.ready.push(Event::Received { socket: id, into, result });
+    }
+
+    fn sent(&mut self, index: u32, result: Result<usize, IoError>) {
+        let Some(Operation::Send { socket, list, sent, .. }) = self.operations.of_mut(index) else {
+            return;
+        };
+        let id = SocketId(*socket);
+        let closing = self.sockets.of(id.0).is_none_or(|state| state.closing);
+        let again = match result {
+            Ok(now) => {
+                *sent += ByteLen::new(now as u64);
+                now > 0 && *sent < list.total()
+            }
+            Err(error) => is_passing(error),
+        };
+        let complete = *sent == list.total();
+        if again && !closing {
+            self.issue_send(index);
+            return;
+        }
+        let Some(Operation::Send { list, message, .. }) = self.operations.remove(index) else {
+            return;
+        };
+        if let Some(state) = self.sockets.of_mut(id.0) {
+            state.sending = None;
+            state.message = Some(message);
+        }
+        if closing {
+            self.close_when_idle(id);
+            return;
+        }
+        let result = match result {
+            Ok(_) if complete => Ok(()),
+            Ok(_) => Err(IoError::EIO),
+            Err(error) => Err(error),
+        };
+        self.ready.push(Event::Sent { socket: id, list, result });
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // I6 ends here too: the kernel must let go of all memory before it is freed.
+        let in_flight: Vec<u32> = self.operations.numbers().collect();
+        for operation in in_flight {
+            self.cancel(operation);
+        }
+        let sockets: Vec<u32> = self.sockets.numbers().collect();
+        for socket in sockets {
+            if let Some(state) = self.sockets.of_mut(socket) {
+                state.closing = true;
+            }
+        }
+        while self.operations.len() > 0 {
+            if self.enter(1, None).is_err() {
+                // The ring is broken, and what the kernel still does is unknown: memory it may
+                // write to is never freed.
+                std::mem::forget(std::mem::replace(&mut self.operations, Slab::new()));
+                std::mem::forget(Arc::clone(&self.memory));
+                return;
+            }
+            self.reap();
+        }
+    }
+}
+
+impl fmt::Debug for Uring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uring")
+            .field("in_flight", &self.operations.len())
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Message {
+    fn new() -> Box<Self> {
+        // SAFETY: all zeroes is the value msghdr is made to start from: no name, no control data,
+        // no slices, no flags.
+        let header = unsafe { std::mem::zeroed() };
+        Box::new(Self { header, slices: Vec::new() })
+    }
+}
+
+/// Registers region 0 as buffer 0. Fails where RLIMIT_MEMLOCK is too small for it.
+pub(super) fn register_memory(ring: &IoUring, memory: &Memory) -> io::Result<()> {
+    let (start, len) = memory.region(REGISTERED);
+    let region = iovec { iov_base: start.cast(), iov_len: len };
+    // SAFETY: the region is a mapping of our own. The kernel pins its pages, so even a mapping that
+    // ends before the ring does not leave it dangling.
+    unsafe { ring.submitter().register_buffers(&[region]) }
+}
+
+/// The same memory in the kernel's words. Writing calls only read through it.
+fn slice_of(bytes: &[u8]) -> iovec {
+    iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+}
+
+fn write_entry(
+    fd: Fixed,
+    at: u64,
+    slices: &[iovec],
+    flags: i32,
+    registered: bool,
+) -> squeue::Entry {
+    if let [one] = slices {
+        let (bytes, len) = (one.iov_base.cast(), one.iov_len.min(TRANSFER_MAX) as u32);
+        return if registered {
+            opcode::WriteFixed::new(fd, bytes, len, 0).offset(at).rw_flags(flags).build()
+        } else {
+            opcode::Write::new(fd, bytes, len).offset(at).rw_flags(flags).build()
+        };
+    }
+    let count = slices.len() as u32;
+    opcode::Writev::new(fd, slices.as_ptr(), count).offset(at).rw_flags(flags).build()
+}
+
+/// Whether a transfer is simply tried again.
+fn is_passing(error: IoError) -> bool {
+    [Errno::INTR, Errno::AGAIN].iter().any(|errno| errno.raw_os_error() == error.0)
+}
+
+/// Interruptions, timeouts and a full completion queue are no failures of an enter: whoever called
+/// looks at the completions next.
+fn endured(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
+        Ok(_) => Ok(()),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::INTR | Errno::TIME | Errno::BUSY | Errno::AGAIN) => Ok(()),
+            _ => Err(error),
+        },
+    }
+}

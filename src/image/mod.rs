@@ -1,0 +1,24 @@
+//! Opening and creating images for real: files, locks, and the gate in front of parents.
+//!
+//! Refuses to guess: a format comes from a name or from the user, never from content; a parent
+//! opens only inside a directory somebody vouched for, and only with the identity its child names
+//! (section 5.5 of the security notes). Serves nothing: what was opened is handed to the engine.
+
+mod children;
+mod create;
+mod error;
+mod file;
+mod gate;
+mod inspect;
+mod layer;
+mod lock;
+mod open;
+
+pub use create::{Created, NewImage, NewKind, create};
+pub use error::{Cause, ImageError};
+pub use file::FileKind;
+pub use gate::GateError;
+pub use inspect::{Inspection, Repaired, inspect, repair};
+pub use layer::{Content, Format, Notice, NoticeKind, OpenedChain, OpenedLayer};
+pub use lock::{LockError, Permission};
+pub use open::{CacheMode, DEPTH_MAX, OpenOptions, open, open_alone};

@@ -1,0 +1,106 @@
+//! What a shard asks of those who use its disks, and what it offers them.
+
+use crate::engine::Disk;
+use crate::engine::effect::IoError;
+use crate::engine::request::{Answer, Fault, Request, RequestId};
+use crate::host::memory::{Arena, Lease};
+use crate::host::{Host, ReceiveInto, SendList, SocketId};
+
+/// Whether a client goes on after an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes on.
+    Stay,
+    /// It is done: nothing of its is in flight any more, and its socket may be closed.
+    Leave,
+}
+
+/// A connection to one disk, as the shard drives it. Every call may start I/O through the context.
+pub trait Client: Send {
+    /// It was added to the shard, with its socket.
+    fn start(&mut self, cx: &mut Context<'_>) -> Fate;
+
+    /// A receive is over.
+    fn received(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: ReceiveInto,
+        result: Result<u32, IoError>,
+    ) -> Fate;
+
+    /// A send is over.
+    fn sent(&mut self, cx: &mut Context<'_>, list: SendList, result: Result<(), IoError>) -> Fate;
+
+    /// The disk answered the request submitted as `slot`.
+    fn replied(&mut self, cx: &mut Context<'_>, slot: u32, result: Result<Answer, Fault>) -> Fate;
+
+    /// All events of a batch were given out: a good moment to send what has gathered.
+    fn settle(&mut self, cx: &mut Context<'_>) -> Fate;
+
+    /// Memory came free after `cx.take` had refused.
+    fn unstall(&mut self, cx: &mut Context<'_>) -> Fate;
+
+    /// The server is going away: finish what is in flight, then leave.
+    fn drain(&mut self, cx: &mut Context<'_>) -> Fate;
+
+    /// The connection is over, whatever is in flight: leave as soon as the disk has answered.
+    fn cut(&mut self, cx: &mut Context<'_>) -> Fate;
+
+    /// The socket is closed and the kernel let go of all memory: give the leases back.
+    fn closed(&mut self, arena: &mut Arena);
+}
+
+/// What a client may use while it is being called.
+pub struct Context<'a> {
+    pub(super) host: &'a mut Host,
+    pub(super) arena: &'a mut Arena,
+    pub(super) disk: &'a mut Disk,
+    pub(super) socket: SocketId,
+    pub(super) key: u32,
+    pub(super) stalled: &'a mut std::collections::VecDeque<u32>,
+    pub(super) may_take: bool,
+    pub(super) freed: &'a mut bool,
+    pub(super) refused: &'a mut bool,
+}
+
+impl Context<'_> {
+    /// Submits a request; the answer comes as `replied` with the same slot.
+    pub fn submit(&mut self, slot: u32, request: Request) {
+        let id = RequestId(u64::from(self.key) << 32 | u64::from(slot));
+        self.disk.submit(id, request);
+    }
+
+    /// Takes memory. `None`: there is none now, and `unstall` will come when there may be.
+    pub fn take(&mut self, len: u32) -> Option<Lease> {
+        // Whoever waits already comes first, or large requests would starve.
+        let lease = if self.may_take { self.arena.take(len) } else { None };
+        if lease.is_none() {
+            *self.refused = true;
+            if !self.stalled.contains(&self.key) {
+                self.stalled.push_back(self.key);
+            }
+        }
+        lease
+    }
+
+    /// Gives memory back; nothing in flight may name it (I6).
+    pub fn give(&mut self, lease: Lease) {
+        self.arena.give(lease);
+        *self.freed = true;
+    }
+
+    /// The bytes behind spans.
+    pub fn arena(&mut self) -> &mut Arena {
+        self.arena
+    }
+
+    /// Starts a receive on the client's socket. One at a time.
+    pub fn receive(&mut self, into: ReceiveInto) {
+        self.host.receive(self.socket, into);
+    }
+
+    /// Starts a send on the client's socket. One at a time.
+    pub fn send(&mut self, list: SendList) {
+        self.host.send(self.socket, list);
+    }
+}

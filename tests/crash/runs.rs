@@ -1,0 +1,86 @@
+//! Whole lives from one number, and the bookkeeping over many.
+//!
+//! Refuses to hide a failure: the seed, the story and the command to see it again are printed.
+
+use orlop::host::sim::enumerate::{Depth, SizeMode};
+use orlop::host::sim::rng::{Rng, mix};
+
+use crate::bugs::Bug;
+use crate::checker::Tally;
+use crate::life::{Life, Style, Violation};
+use crate::work;
+use crate::world::World;
+
+/// A number from the environment.
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Lives one life, all of it decided by `seed`.
+///
+/// # Errors
+/// The first violation; its story starts with what the world was.
+pub(crate) fn live(seed: u64, bug: Option<Bug>, tally: &mut Tally) -> Result<(), Violation> {
+    let mut rng = Rng::new(seed);
+    let plan = work::plan(&mut rng);
+    let world = World::new(plan, rng.bits());
+    let mode = if rng.chance(1, 2) { SizeMode::Strict } else { SizeMode::Ordered };
+    let style = Style { mode, depth: Depth::default(), faults: false, bug };
+    let mut life = Life::new(&world, style, rng.bits());
+    let result = spend(&mut life, &mut rng);
+    tally.add(life.checker.tally);
+    result.map_err(|violation| Violation {
+        what: violation.what,
+        story: format!("{plan:?}, {mode:?}\n{}", violation.story),
+    })
+}
+
+fn spend(life: &mut Life<'_>, rng: &mut Rng) -> Result<(), Violation> {
+    let mut ops = 8 + rng.below(24);
+    let width = 1 + rng.below(5);
+    let crashes = rng.chance(2, 3);
+    while ops > 0 || life.waiting() > 0 || life.host.in_flight() > 0 {
+        if ops > 0 && life.has_room() && life.waiting() < width && rng.chance(1, 3) {
+            ops -= 1;
+            life.submit(work::op(rng, life.cells()))?;
+        }
+        if !life.advance()? && ops == 0 {
+            break;
+        }
+        life.crash_everywhere(false)?;
+        if rng.chance(1, 8) {
+            life.crash_everywhere(true)?;
+        }
+        if crashes && rng.chance(1, 40) {
+            life.crash_and_go_on(rng.chance(1, 3))?;
+        }
+    }
+    life.judge_parents()
+}
+
+/// Lives lives until so many crash states were judged.
+///
+/// # Errors
+/// A report of the first violation.
+pub(crate) fn live_many(seed: u64, states: u64) -> Result<Tally, String> {
+    let mut tally = Tally::default();
+    for no in 0.. {
+        if tally.states >= states {
+            break;
+        }
+        let seed = mix(seed.wrapping_add(no));
+        if let Err(violation) = live(seed, None, &mut tally) {
+            return Err(report(seed, &violation));
+        }
+    }
+    Ok(tally)
+}
+
+/// What a person needs to see a violation again.
+pub(crate) fn report(seed: u64, violation: &Violation) -> String {
+    format!(
+        "violation: {}\n{}\nreplay: ORLOP_CRASH_LIFE={seed} cargo test -p orlop --release --test \
+         crash one_life -- --nocapture",
+        violation.what, violation.story
+    )
+}
