@@ -6,5 +6,7 @@ pub mod bench;
 pub mod engine;
 pub mod format;
 pub mod host;
+pub mod server;
 pub mod shard;
 pub mod transport;
+pub mod image;

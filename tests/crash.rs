@@ -1,6 +1,8 @@
 //! The crash simulator's tests: seeded lives, every short workload, failing effects, and the
 //! seeded bugs that show that the knife is sharp.
 
+#[path = "crash/bad_leaf.rs"]
+mod bad_leaf;
 #[path = "crash/bugs.rs"]
 mod bugs;
 #[path = "crash/checker.rs"]
@@ -17,6 +19,8 @@ mod probe;
 mod runs;
 #[path = "crash/tag.rs"]
 mod tag;
+#[path = "crash/wire.rs"]
+mod wire;
 #[path = "crash/work.rs"]
 mod work;
 #[path = "crash/world.rs"]
@@ -25,7 +29,8 @@ mod world;
 use std::time::Instant;
 
 use checker::Tally;
-use runs::{live, live_many, report, setting};
+use bugs::{ALL, Bug};
+use runs::{Hunt, hunt, live, live_many, report, setting};
 
 /// Crash states judged unless the environment says otherwise.
 const STATES: u64 = if cfg!(debug_assertions) { 200_000 } else { 10_000_000 };
@@ -58,4 +63,38 @@ fn one_life_of_a_given_seed() {
         panic!("{}", report(seed, &violation));
     }
     println!("life {seed}: {tally:?}");
+}
+
+/// States within which a seeded bug must be found.
+const HUNT_STATES: u64 = if cfg!(debug_assertions) { 400_000 } else { 4_000_000 };
+
+#[test]
+fn every_seeded_bug_is_found() {
+    let seed = setting("ORLOP_CRASH_SEED", 1);
+    let limit = setting("ORLOP_CRASH_HUNT_STATES", HUNT_STATES);
+    let (even, odd): (Vec<_>, Vec<_>) = ALL.iter().copied().enumerate().partition(|(at, _)| at % 2 == 0);
+    let chase = |bugs: Vec<(usize, Bug)>| -> Vec<(Hunt, String)> {
+        bugs.into_iter()
+            .map(|(_, bug)| {
+                let (hunt, violation) = hunt(bug, seed, limit);
+                (hunt, violation.map_or_else(|| "SURVIVED".into(), |violation| violation.what))
+            })
+            .collect()
+    };
+    let hunts = std::thread::scope(|scope| {
+        let first = scope.spawn(|| chase(even));
+        let mut hunts = chase(odd);
+        hunts.extend(first.join().expect("a hunt does not panic"));
+        hunts
+    });
+    for (hunt, what) in &hunts {
+        println!(
+            "{:>24} {:>9} states {:>6} lives, seed {:?}: {what}",
+            format!("{:?}", hunt.bug), hunt.tally.states, hunt.lives, hunt.killer
+        );
+    }
+    let survivors: Vec<Bug> =
+        hunts.iter().filter(|(hunt, _)| hunt.killer.is_none()).map(|(hunt, _)| hunt.bug).collect();
+    println!("{} of {} seeded bugs found", hunts.len() - survivors.len(), hunts.len());
+    assert!(survivors.is_empty(), "not found within {limit} states: {survivors:?}");
 }

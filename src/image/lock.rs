@@ -207,26 +207,20 @@ fn is_locked(fd: &impl AsFd, at: off_t) -> Result<bool, LockError> {
 /// lock of this kind. Looks at links only, which cannot block; sees what we are allowed to see.
 fn holders(path: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    let own = std::process::id().to_string();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = process.file_name();
-        let Some(pid) = pid.to_str().filter(|pid| pid.parse::<u32>().is_ok()) else { continue };
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let fds = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        let uses = |count: &usize| {
-            fds.filter(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
-                .take(*count)
-                .count()
-        };
-        // Our own descriptor for the attempt that just failed does not count.
-        let (wanted, name) = if pid == own { (2, None) } else { (1, Some(())) };
-        if uses(&wanted) < wanted {
-            continue;
+        let uses = fds.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path)).count();
+        if pid == std::process::id() {
+            // Our own descriptor for the attempt that just failed does not count.
+            if uses > 1 {
+                found.push("this process".to_owned());
+            }
+        } else if uses > 0 {
+            let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("{} (pid {pid})", comm.trim()));
         }
-        let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        found.push(match name {
-            Some(()) => format!("{} (pid {pid})", comm.trim()),
-            None => "this process".to_owned(),
-        });
         if found.len() == HOLDERS_MAX {
             break;
         }

@@ -35,6 +35,8 @@ pub struct NewClient {
     pub socket: OwnedFd,
     /// Who speaks on it.
     pub client: Box<dyn Client>,
+    /// Dropped when the connection is gone: a slot in somebody's limit.
+    pub guard: Box<dyn std::any::Any + Send>,
 }
 
 pub(super) enum Message {

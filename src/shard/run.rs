@@ -39,6 +39,8 @@ struct ClientSeat {
     touched: bool,
     /// Its socket is being closed; it hears of nothing but `closed`.
     leaving: bool,
+    /// Held for as long as the connection lives.
+    _guard: Box<dyn std::any::Any + Send>,
 }
 
 enum Phase {
@@ -171,7 +173,14 @@ impl Shard {
             }
         };
         let client = new.client;
-        let seat = ClientSeat { client, disk, socket, touched: false, leaving: false };
+        let seat = ClientSeat {
+            client,
+            disk,
+            socket,
+            touched: false,
+            leaving: false,
+            _guard: new.guard,
+        };
         let key = self.clients.insert(seat);
         let index = socket.0 as usize;
         if self.sockets.len() <= index {

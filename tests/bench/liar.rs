@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// Size of the disk, in bytes.
-pub const DISK: usize = 1 << 20;
+pub(crate) const DISK: usize = 1 << 20;
 
 /// When the lie is told: at the how-manieth read or write.
-pub const WHEN: u64 = 710;
+pub(crate) const WHEN: u64 = 710;
 
 /// What it does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
+pub(crate) enum Lie {
     /// Nothing.
     None,
     /// Answers a write it has dropped.
@@ -46,7 +46,7 @@ struct Disk {
 }
 
 /// Starts a server on a socket in `dir`; it lives until the test process ends.
-pub fn start(dir: &Path, lie: Lie) -> PathBuf {
+pub(crate) fn start(dir: &Path, lie: Lie) -> PathBuf {
     let path = dir.join("liar.sock");
     let listener = UnixListener::bind(&path).expect("a fresh directory");
     let disk = Disk { now: vec![0; DISK], before: vec![0; DISK], served: 0 };

@@ -11,6 +11,7 @@ use orlop::host::sim::fs::SimFile;
 use orlop::host::sim::image::Image;
 use orlop::host::sim::rng::Rng;
 
+use crate::bugs::Bug;
 use crate::probe::read_disk;
 use crate::tag::Tag;
 use crate::world::{RecoveryStep, World};
@@ -52,15 +53,16 @@ pub(crate) struct Checker<'w> {
     memo: HashMap<u64, Rc<Verdict>>,
     file: SimFile,
     mode: SizeMode,
+    bug: Option<Bug>,
     /// The numbers so far.
     pub(crate) tally: Tally,
 }
 
 impl<'w> Checker<'w> {
     /// A checker for images of `world`.
-    pub(crate) fn new(world: &'w World, mode: SizeMode) -> Self {
+    pub(crate) fn new(world: &'w World, mode: SizeMode, bug: Option<Bug>) -> Self {
         let file = SimFile::new(world.backing(), &[]);
-        Self { world, memo: HashMap::new(), file, mode, tally: Tally::default() }
+        Self { world, memo: HashMap::new(), file, mode, bug, tally: Tally::default() }
     }
 
     /// What the image with this fingerprint turns into; `build` makes it if it is a new one.
@@ -89,7 +91,7 @@ impl<'w> Checker<'w> {
     }
 
     fn recover_and_read(&mut self, image: &Image, nesting: u32) -> Verdict {
-        let steps = self.world.recovery(image.bytes())?;
+        let steps = self.world.recovery(image.bytes(), self.bug)?;
         if steps.is_empty() {
             return self.read(image);
         }
@@ -104,7 +106,7 @@ impl<'w> Checker<'w> {
         }
         let recovered = file.live().clone();
         self.file = file;
-        let again = self.world.recovery(recovered.bytes())?;
+        let again = self.world.recovery(recovered.bytes(), self.bug)?;
         if !again.is_empty() {
             return Err(format!("recovering twice does more than once: {again:?}"));
         }

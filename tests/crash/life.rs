@@ -6,18 +6,19 @@ use orlop::engine::Disk;
 use orlop::engine::effect::FileId;
 use orlop::engine::request::{Answer, FaultKind, MapKind, Reply, Request, RequestId};
 use orlop::engine::units::{ByteLen, DiskOffset, Extent, SECTOR, Span};
-use orlop::host::sim::atom::Atom;
+use orlop::host::sim::atom::{Atom, Stage};
 use orlop::host::sim::enumerate::{CrashPoint, Depth, SizeMode};
 use orlop::host::sim::fs::SimFile;
 use orlop::host::sim::host::{ARENA, SimHost, Step};
 use orlop::host::sim::image::Image;
 use orlop::host::sim::rng::Rng;
 
-use crate::bugs::{Bug, Wire};
+use crate::bugs::Bug;
 use crate::checker::{Checker, run_step};
 use crate::oracle::{Cells, Oracle, Puts, WriteNo};
 use crate::probe::{fill_holes, tags};
 use crate::tag::{CELL, Tag};
+use crate::wire::Wire;
 use crate::world::World;
 
 /// Most requests in flight.
@@ -68,8 +69,6 @@ pub(crate) struct Style {
     pub(crate) mode: SizeMode,
     /// How thorough each crash point is.
     pub(crate) depth: Depth,
-    /// Errors may be replied to (faults are planned).
-    pub(crate) faults: bool,
     /// The seeded bug, if any.
     pub(crate) bug: Option<Bug>,
 }
@@ -88,6 +87,8 @@ pub(crate) struct Life<'w> {
     slots: [Option<Waits>; SLOTS],
     version: u32,
     step: u32,
+    /// Operations that had failed when the disk was opened: their errors are no excuse any more.
+    struck_before: u32,
     /// The judge of images.
     pub(crate) checker: Checker<'w>,
     rng: Rng,
@@ -117,7 +118,8 @@ impl<'w> Life<'w> {
             slots: [None; SLOTS],
             version: 0,
             step: 0,
-            checker: Checker::new(world, style.mode),
+            struck_before: 0,
+            checker: Checker::new(world, style.mode, style.bug),
             rng,
             atoms: Vec::new(),
             log: Vec::new(),
@@ -149,6 +151,7 @@ impl<'w> Life<'w> {
                 self.version += 1;
                 let from = self.fill(slot, cells);
                 let no = self.oracle.issue(cells, Puts::Data(self.version), fua);
+                let fua = fua && self.style.bug != Some(Bug::FuaDropped);
                 (Waits::Write(no), Request::Write { extent: extent(cells), from, fua })
             }
             Op::Zero { cells, unmap, fua } => {
@@ -160,7 +163,13 @@ impl<'w> Life<'w> {
                 let no = self.oracle.issue(cells, Puts::Maybe, fua);
                 (Waits::Write(no), Request::Discard { extent: extent(cells), fua })
             }
-            Op::Flush => (Waits::Flush { issue: issue(&mut self.oracle) }, Request::Flush),
+            Op::Flush => {
+                let issue = issue(&mut self.oracle);
+                if self.style.bug == Some(Bug::FlushAckAtOnce) {
+                    self.oracle.flushed(issue);
+                }
+                (Waits::Flush { issue }, Request::Flush)
+            }
             Op::Read { cells } => {
                 let into = span(slot, cells);
                 self.host.bytes_mut(into).fill(0xEE);
@@ -203,22 +212,9 @@ impl<'w> Life<'w> {
                 moved = true;
             }
             if !moved {
-                return self.early_flushes();
+                return Ok(());
             }
         }
-    }
-
-    /// A bug of the wire may reply to flushes before the disk does.
-    fn early_flushes(&mut self) -> Result<(), Violation> {
-        for slot in 0..SLOTS {
-            let early = self.wire.acks_early();
-            if let Some(Waits::Flush { issue }) = self.slots[slot]
-                && early
-            {
-                self.oracle.flushed(issue);
-            }
-        }
-        Ok(())
     }
 
     fn reply(&mut self, reply: Reply) -> Result<(), Violation> {
@@ -230,7 +226,7 @@ impl<'w> Life<'w> {
         if let Err(fault) = &reply.result {
             // A device may fill up: blocks given back are free only once a commit settled.
             let full = self.world.is_device() && matches!(fault.kind, FaultKind::NoSpace(_));
-            if !full && !self.style.faults {
+            if !full && self.host.struck() == self.struck_before {
                 return self.violated(format!("failed for no reason: {fault}"), None);
             }
         }
@@ -378,6 +374,10 @@ impl<'w> Life<'w> {
 
     /// Crashes in one way of the seed's choice, recovers and lives on.
     pub(crate) fn crash_and_go_on(&mut self, kill: bool) -> Result<(), Violation> {
+        // After a failed sync the page cache lies to the next process as well; only a restart of
+        // the machine, or dropping the cache, brings the truth back.
+        let lies = self.host.file(self.file).pending().iter().any(|a| a.stage == Stage::Frozen);
+        let kill = kill && !lies;
         let mut atoms = Vec::new();
         self.gather(kill, &mut atoms);
         let density = self.rng.below(17);
@@ -411,13 +411,14 @@ impl<'w> Life<'w> {
 
     /// Opens the image again as the next process does.
     fn reopen(&mut self) -> Result<(), Violation> {
-        let steps = match self.world.recovery(self.host.file(self.file).live().bytes()) {
+        let steps = match self.world.recovery(self.host.file(self.file).live().bytes(), self.style.bug) {
             Ok(steps) => steps,
             Err(why) => return self.violated(why, None),
         };
         let file = self.host.file_mut(self.file);
-        steps.iter().chain(&self.world.opening_steps()).for_each(|step| run_step(file, step));
+        steps.iter().chain(&self.world.opening_steps(self.style.bug)).for_each(|step| run_step(file, step));
         self.wire = Wire::new(self.style.bug);
+        self.struck_before = self.host.struck();
         match self.world.open(self.host.file(self.file).live().bytes(), self.style.bug) {
             Ok(disk) => {
                 self.disk = disk;

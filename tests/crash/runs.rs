@@ -25,8 +25,12 @@ pub(crate) fn live(seed: u64, bug: Option<Bug>, tally: &mut Tally) -> Result<(),
     let plan = work::plan(&mut rng);
     let world = World::new(plan, rng.bits());
     let mode = if rng.chance(1, 2) { SizeMode::Strict } else { SizeMode::Ordered };
-    let style = Style { mode, depth: Depth::default(), faults: false, bug };
+    let style = Style { mode, depth: Depth::default(), bug };
     let mut life = Life::new(&world, style, rng.bits());
+    let faulty = rng.chance(1, 4);
+    if bug.map_or(faulty, Bug::needs_faults) {
+        life.host.set_faults(work::faults(&mut rng));
+    }
     let result = spend(&mut life, &mut rng);
     tally.add(life.checker.tally);
     result.map_err(|violation| Violation {
@@ -51,8 +55,9 @@ fn spend(life: &mut Life<'_>, rng: &mut Rng) -> Result<(), Violation> {
         if rng.chance(1, 8) {
             life.crash_everywhere(true)?;
         }
-        if crashes && rng.chance(1, 40) {
-            life.crash_and_go_on(rng.chance(1, 3))?;
+        let stopped = life.disk.stopped().is_some() && rng.chance(1, 6);
+        if stopped || (crashes && rng.chance(1, 40)) {
+            life.crash_and_go_on(!stopped && rng.chance(1, 3))?;
         }
     }
     life.judge_parents()
@@ -83,4 +88,31 @@ pub(crate) fn report(seed: u64, violation: &Violation) -> String {
          crash one_life -- --nocapture",
         violation.what, violation.story
     )
+}
+
+/// How a seeded bug fared.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hunt {
+    /// The bug.
+    pub(crate) bug: Bug,
+    /// The life that killed it.
+    pub(crate) killer: Option<u64>,
+    /// What it took.
+    pub(crate) tally: Tally,
+    /// Lives it took.
+    pub(crate) lives: u64,
+}
+
+/// Lives lives with a bug built in until one shows it, for at most so many states.
+pub(crate) fn hunt(bug: Bug, seed: u64, states: u64) -> (Hunt, Option<Violation>) {
+    let mut hunt = Hunt { bug, killer: None, tally: Tally::default(), lives: 0 };
+    while hunt.tally.states < states && hunt.lives < states {
+        let seed = mix(seed.wrapping_add(hunt.lives));
+        hunt.lives += 1;
+        if let Err(violation) = live(seed, Some(bug), &mut hunt.tally) {
+            hunt.killer = Some(seed);
+            return (hunt, Some(violation));
+        }
+    }
+    (hunt, None)
 }

@@ -2,6 +2,8 @@
 //!
 //! Refuses to look at the disk: requests come from the seed alone.
 
+use orlop::engine::effect::IoError;
+use orlop::host::sim::fault::{Fault, FaultPlan, Target};
 use orlop::host::sim::rng::Rng;
 
 use crate::life::{MOST_CELLS, Op};
@@ -28,6 +30,20 @@ pub(crate) fn plan(rng: &mut Rng) -> Plan {
     let device = !matches!(kind, Kind::Fixed) && rng.chance(1, 4);
     let filled = [0, 0, 3, 6][rng.below(4)];
     Plan { kind, block_bytes: block_sectors * 512, sectors, ragged, device, filled }
+}
+
+/// One to three failures somewhere in the life.
+pub(crate) fn faults(rng: &mut Rng) -> FaultPlan {
+    let targets = [Target::Any, Target::Read, Target::Write, Target::Write, Target::Zero, Target::Sync];
+    let faults: Vec<Fault> = (0..1 + rng.below(3))
+        .map(|_| {
+            let target = targets[rng.below(targets.len())];
+            let space = target == Target::Write && rng.chance(1, 2);
+            let error = if space { IoError::ENOSPC } else { IoError::EIO };
+            Fault { target, after: rng.below(40) as u32, error, sticky: rng.chance(1, 6) }
+        })
+        .collect();
+    FaultPlan::new(&faults)
 }
 
 /// The next request of a seeded client on a disk of `cells` cells.

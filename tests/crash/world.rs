@@ -16,7 +16,8 @@ use vhd::{
     RepairStep, Severity, Step,
 };
 
-use crate::bugs::{Bug, wrap};
+use crate::bad_leaf::wrap;
+use crate::bugs::Bug;
 use crate::populate::populate;
 use crate::probe::read_disk;
 use crate::tag::{CELL, Tag};
@@ -208,8 +209,12 @@ impl World {
     ///
     /// # Errors
     /// When the image cannot be opened at all.
-    pub(crate) fn recovery(&self, bytes: &[u8]) -> Result<Vec<RecoveryStep>, String> {
-        if self.plan.kind == Kind::Raw {
+    pub(crate) fn recovery(
+        &self,
+        bytes: &[u8],
+        bug: Option<Bug>,
+    ) -> Result<Vec<RecoveryStep>, String> {
+        if self.plan.kind == Kind::Raw || bug == Some(Bug::RecoverySkipped) {
             return Ok(Vec::new());
         }
         let image = open_image(bytes)?;
@@ -217,13 +222,20 @@ impl World {
             Backing::File => vhd::Backing::File,
             Backing::Device => vhd::Backing::Device { len: vhd::ByteLen::new(bytes.len() as u64) },
         };
-        Ok(vhd::recovery_plan(&image, backing).into_iter().map(repair_step).collect())
+        let steps = vhd::recovery_plan(&image, backing).into_iter().map(repair_step);
+        let mut steps: Vec<RecoveryStep> = steps.collect();
+        match bug {
+            Some(Bug::RecoveryCutsNothing) => steps.retain(|step| !is_cut(step)),
+            Some(Bug::RecoveryCutsBlocks) => cut_to_metadata(&image, &mut steps),
+            _ => {}
+        }
+        Ok(steps)
     }
 
     /// What every opening for writing does, whatever the image's state: what the page cache holds
     /// of a killed predecessor must be durable before anybody builds on it.
-    pub(crate) fn opening_steps(&self) -> Vec<RecoveryStep> {
-        vec![RecoveryStep::Sync]
+    pub(crate) fn opening_steps(&self, bug: Option<Bug>) -> Vec<RecoveryStep> {
+        if bug == Some(Bug::OpenWithoutSync) { Vec::new() } else { vec![RecoveryStep::Sync] }
     }
 
     /// Opens a recovered image for writing; a seeded bug may be built in.
@@ -240,7 +252,7 @@ impl World {
             Kind::Dynamic | Kind::Differencing { .. } => self.open_sparse(bytes)?,
         };
         let leaf = match bug {
-            Some(bug) => wrap(leaf, bug, &self.plan, bytes),
+            Some(bug) => wrap(leaf, bug, bytes),
             None => leaf,
         };
         Ok(Disk::writable(leaf, FileId(0), self.frozen()))
@@ -325,6 +337,18 @@ fn repair_step(step: RepairStep) -> RecoveryStep {
             RecoveryStep::Change(Change::Truncate(ByteLen::new(len.get())))
         }
         RepairStep::Sync => RecoveryStep::Sync,
+    }
+}
+
+fn is_cut(step: &RecoveryStep) -> bool {
+    matches!(step, RecoveryStep::Change(Change::Truncate(_)))
+}
+
+fn cut_to_metadata(image: &Image, steps: &mut [RecoveryStep]) {
+    let Some(sparse) = image.sparse() else { return };
+    let end = ByteLen::new(sparse.metadata_end.get() + 512);
+    for step in steps.iter_mut().filter(|step| is_cut(step)) {
+        *step = RecoveryStep::Change(Change::Truncate(end));
     }
 }
 

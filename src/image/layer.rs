@@ -1,0 +1,260 @@
+//! What opening gives: formats, opened layers, and the chain that becomes a disk.
+//!
+//! Refuses to read: the layers' bytes are the engine's business from here on.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use vhd::{Image, RepairStep};
+
+use crate::engine::effect::FileId;
+use crate::engine::layer::{Layer, Leaf};
+use crate::engine::units::ByteLen;
+use crate::engine::{Disk, FrozenLayer};
+use crate::format::Flat;
+use crate::format::vhd::{Backing, VhdLayer, VhdLeaf};
+use crate::host::OpenMode;
+
+/// The format of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The disk's bytes as they are.
+    Raw,
+    /// A VHD of any type.
+    Vhd,
+}
+
+impl Format {
+    /// The format that a file's name promises; `None` when it promises nothing. VHDX is another
+    /// format than VHD.
+    pub fn of_name(path: &Path) -> Option<Self> {
+        let extension = path.extension().and_then(OsStr::to_str)?.to_ascii_lowercase();
+        match extension.as_str() {
+            "vhd" | "avhd" => Some(Self::Vhd),
+            "raw" | "img" | "iso" => Some(Self::Raw),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+        })
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            "vhd" | "vpc" => Ok(Self::Vhd),
+            _ => Err(format!("{text:?} is no format: expected raw or vhd")),
+        }
+    }
+}
+
+/// What an image file holds.
+#[derive(Debug)]
+pub enum Content {
+    /// The disk, byte by byte.
+    Raw {
+        /// Bytes of the disk.
+        size: ByteLen,
+    },
+    /// A VHD, with its checked metadata.
+    Vhd(Box<Image>),
+}
+
+impl Content {
+    /// Bytes of the disk it describes.
+    pub fn size(&self) -> ByteLen {
+        match self {
+            Self::Raw { size } => *size,
+            Self::Vhd(image) => ByteLen::new(image.disk_size().get()),
+        }
+    }
+
+    /// The checked metadata of a VHD.
+    pub fn vhd(&self) -> Option<&Image> {
+        match self {
+            Self::Raw { .. } => None,
+            Self::Vhd(image) => Some(image),
+        }
+    }
+
+    fn layer(&self) -> Box<dyn Layer> {
+        match self {
+            Self::Vhd(image) => match image.sparse() {
+                Some(sparse) => Box::new(VhdLayer::new(image, sparse)),
+                None => Box::new(Flat::new(self.size())),
+            },
+            Self::Raw { size } => Box::new(Flat::new(*size)),
+        }
+    }
+
+    fn leaf(&self, backing: Backing) -> Box<dyn Leaf> {
+        match self {
+            Self::Vhd(image) => match image.sparse() {
+                Some(sparse) => Box::new(VhdLeaf::new(image, sparse, backing)),
+                None => Box::new(Flat::new(self.size())),
+            },
+            Self::Raw { size } => Box::new(Flat::new(*size)),
+        }
+    }
+}
+
+/// One image of a chain, open.
+#[derive(Debug)]
+pub struct OpenedLayer {
+    /// Canonical path.
+    pub path: PathBuf,
+    /// The descriptor. The claim on the image lives as long as it.
+    pub fd: OwnedFd,
+    /// How the host is to use it.
+    pub mode: OpenMode,
+    /// What it holds.
+    pub content: Content,
+    /// Bytes of the file or device.
+    pub file_bytes: ByteLen,
+    /// Bytes it takes on its file system; 0 for a device.
+    pub allocated_bytes: ByteLen,
+}
+
+/// Something a user should know about an image that opened all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The image.
+    pub path: PathBuf,
+    /// What about it.
+    pub kind: NoticeKind,
+}
+
+/// The kinds of notices.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoticeKind {
+    /// The image is odd.
+    #[error("{0}")]
+    Odd(vhd::Warning),
+    /// It was repaired before it was opened for writing.
+    #[error("repaired after an unclean end: {}", described(.0))]
+    Repaired(Vec<RepairStep>),
+    /// It is smaller than the image above it.
+    #[error("it has {parent} bytes, its child {child}: beyond its end the child reads as zeroes")]
+    ParentSmaller {
+        /// Bytes of this image.
+        parent: ByteLen,
+        /// Bytes of its child.
+        child: ByteLen,
+    },
+    /// It is larger than the image above it.
+    #[error("it has {parent} bytes, its child {child}: the child shows only the first part of it")]
+    ParentLarger {
+        /// Bytes of this image.
+        parent: ByteLen,
+        /// Bytes of its child.
+        child: ByteLen,
+    },
+    /// Everybody may change it under its children.
+    #[error("every user may write to it, and so change what its children show")]
+    WritableByAll,
+    /// There were too many images beside it to look for children in all.
+    #[error("only the first {looked_at} images beside it were searched for children of it")]
+    ChildrenUnknown {
+        /// Images looked at.
+        looked_at: usize,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.kind)
+    }
+}
+
+fn described(steps: &[RepairStep]) -> String {
+    let steps = steps.iter().filter_map(|step| match step {
+        RepairStep::Write { at, .. } => Some(format!("footer written at {at}")),
+        RepairStep::Truncate { len } => Some(format!("file cut to {len} bytes")),
+        RepairStep::Sync => None,
+    });
+    steps.collect::<Vec<_>>().join(", ")
+}
+
+/// An image with all its parents, open and claimed.
+#[derive(Debug)]
+pub struct OpenedChain {
+    /// Bytes of the disk.
+    pub size: ByteLen,
+    /// Whether the top layer may not be written.
+    pub read_only: bool,
+    /// The layers, the top first. Never empty.
+    pub layers: Vec<OpenedLayer>,
+    /// What a user should know.
+    pub notices: Vec<Notice>,
+}
+
+impl OpenedChain {
+    /// Hands the files to a host and makes the disk. `add_file` is the host's.
+    ///
+    /// # Errors
+    /// Of `add_file`. Files added by then stay with the host.
+    pub fn attach(
+        self,
+        add_file: &mut dyn FnMut(OwnedFd, OpenMode) -> io::Result<FileId>,
+    ) -> io::Result<Disk> {
+        let mut leaf = None;
+        let mut frozen = Vec::with_capacity(self.layers.len());
+        for (depth, layer) in self.layers.into_iter().enumerate() {
+            let device = layer.mode.device;
+            let file = add_file(layer.fd, layer.mode)?;
+            if depth == 0 && !self.read_only {
+                let backing = if device { Backing::Device } else { Backing::File };
+                leaf = Some((layer.content.leaf(backing), file));
+            } else {
+                frozen.push(FrozenLayer { layer: layer.content.layer(), file });
+            }
+        }
+        Ok(match leaf {
+            Some((leaf, file)) => Disk::writable(leaf, file, frozen),
+            None => Disk::read_only(frozen).expect("a chain has at least its top layer"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Format, OpenedChain};
+
+    #[test]
+    fn a_name_tells_the_format_or_nothing() {
+        for (name, format) in [
+            ("a.vhd", Some(Format::Vhd)),
+            ("a.AVHD", Some(Format::Vhd)),
+            ("a.vhdx", None),
+            ("a.raw", Some(Format::Raw)),
+            ("a.img", Some(Format::Raw)),
+            ("a.iso", Some(Format::Raw)),
+            ("a.qcow2", None),
+            ("vhd", None),
+        ] {
+            assert_eq!(Format::of_name(Path::new(name)), format, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_chain_can_be_sent_to_the_thread_that_serves_it() {
+        fn sendable<T: Send>() {}
+        sendable::<OpenedChain>();
+    }
+}
