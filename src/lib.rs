@@ -3,10 +3,11 @@
 #![deny(unsafe_code)]
 
 pub mod bench;
+pub mod cli;
 pub mod engine;
 pub mod format;
 pub mod host;
+pub mod image;
 pub mod server;
 pub mod shard;
 pub mod transport;
-pub mod image;

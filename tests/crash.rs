@@ -17,6 +17,8 @@ mod populate;
 mod probe;
 #[path = "crash/runs.rs"]
 mod runs;
+#[path = "crash/suites.rs"]
+mod suites;
 #[path = "crash/tag.rs"]
 mod tag;
 #[path = "crash/wire.rs"]
@@ -28,8 +30,8 @@ mod world;
 
 use std::time::Instant;
 
-use checker::Tally;
 use bugs::{ALL, Bug};
+use checker::Tally;
 use runs::{Hunt, hunt, live, live_many, report, setting};
 
 /// Crash states judged unless the environment says otherwise.
@@ -72,7 +74,8 @@ const HUNT_STATES: u64 = if cfg!(debug_assertions) { 400_000 } else { 4_000_000 
 fn every_seeded_bug_is_found() {
     let seed = setting("ORLOP_CRASH_SEED", 1);
     let limit = setting("ORLOP_CRASH_HUNT_STATES", HUNT_STATES);
-    let (even, odd): (Vec<_>, Vec<_>) = ALL.iter().copied().enumerate().partition(|(at, _)| at % 2 == 0);
+    let (even, odd): (Vec<_>, Vec<_>) =
+        ALL.iter().copied().enumerate().partition(|(at, _)| at % 2 == 0);
     let chase = |bugs: Vec<(usize, Bug)>| -> Vec<(Hunt, String)> {
         bugs.into_iter()
             .map(|(_, bug)| {
@@ -90,11 +93,56 @@ fn every_seeded_bug_is_found() {
     for (hunt, what) in &hunts {
         println!(
             "{:>24} {:>9} states {:>6} lives, seed {:?}: {what}",
-            format!("{:?}", hunt.bug), hunt.tally.states, hunt.lives, hunt.killer
+            format!("{:?}", hunt.bug),
+            hunt.tally.states,
+            hunt.lives,
+            hunt.killer
         );
     }
     let survivors: Vec<Bug> =
         hunts.iter().filter(|(hunt, _)| hunt.killer.is_none()).map(|(hunt, _)| hunt.bug).collect();
     println!("{} of {} seeded bugs found", hunts.len() - survivors.len(), hunts.len());
     assert!(survivors.is_empty(), "not found within {limit} states: {survivors:?}");
+}
+
+#[test]
+fn every_workload_of_up_to_three_requests_survives_every_crash() {
+    let most = setting("ORLOP_CRASH_LENGTH", if cfg!(debug_assertions) { 2 } else { 3 }) as u32;
+    let start = Instant::now();
+    let worlds = suites::worlds();
+    // The longest workloads cost nearly everything; only the two plainest worlds get them.
+    let part = |part: u64| -> Tally {
+        let mut tally = Tally::default();
+        for (no, world) in worlds.iter().enumerate() {
+            let longest = if no < 2 { most } else { most.min(2) };
+            for length in 1..=longest {
+                let result = suites::every_workload(world, length, (part, 2), &mut tally);
+                if let Err(violation) = result {
+                    panic!("violation: {}\n{}", violation.what, violation.story);
+                }
+            }
+        }
+        tally
+    };
+    let mut total = std::thread::scope(|scope| {
+        let other = scope.spawn(|| part(1));
+        let mut total = part(0);
+        total.add(other.join().expect("no violation in the other half"));
+        total
+    });
+    total.points = total.points.max(1);
+    println!("{} states, 0 violations ({total:?}, {:?})", total.states, start.elapsed());
+}
+
+#[test]
+fn every_effect_may_fail_and_nothing_flushed_is_lost() {
+    let mut tally = Tally::default();
+    let mut tried = 0;
+    for world in suites::worlds() {
+        match suites::every_failure(&world, &mut tally) {
+            Ok(count) => tried += count,
+            Err(violation) => panic!("violation: {}\n{}", violation.what, violation.story),
+        }
+    }
+    println!("{tried} failures, {} states, 0 violations", tally.states);
 }

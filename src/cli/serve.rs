@@ -3,22 +3,27 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::output::Failure;
 use crate::engine::units::ByteLen;
 use crate::host::Aio;
 use crate::host::memory::ArenaSize;
-use crate::image::{self, CacheMode, Format, NewImage, NewKind, OpenOptions, OpenedChain};
+use crate::image::{
+    self, CacheMode, Format, ImageError, NewImage, NewKind, OpenOptions, OpenedChain,
+};
 use crate::server::{self, Listen};
 use crate::shard;
 use crate::transport::nbd::export_of;
 
 /// The port NBD is known under.
 const NBD_PORT: u16 = 10809;
+/// Block size of a VHD made with `--create`.
+const DEFAULT_BLOCK: ByteLen = ByteLen::new(2 << 20);
 
 /// How the I/O is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,7 +62,7 @@ pub struct ServeOptions {
     /// The image: .vhd, .raw, .img or a block device (or say --format).
     image: PathBuf,
     /// Create a dynamic VHD (or raw image) of this size if the file does not exist.
-    #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = super::size::parse_sectors)]
     create: Option<ByteLen>,
     /// Listen on this unix socket instead of TCP.
     #[arg(short = 'k', long, value_name = "PATH")]
@@ -134,11 +139,22 @@ impl ServeOptions {
     }
 }
 
+/// Runs the command and says how it ended.
+pub(super) fn main(options: &ServeOptions, out: &mut dyn Write) -> ExitCode {
+    match run(options, out) {
+        Ok(status) => status.into(),
+        Err(error) => {
+            let failure = match error.downcast::<ImageError>() {
+                Ok(error) => Failure::from(error),
+                Err(error) => Failure::other(&error),
+            };
+            failure.report(false, out).into()
+        }
+    }
+}
+
 /// Opens the image and serves it until a signal, or the end of the command given with `--run`.
-///
-/// # Errors
-/// What kept the image from being opened or served, or from being durable at the end.
-pub fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
+fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     let addresses = options.addresses()?;
     create_if_absent(options)?;
     let chain = image::open(&options.open_options())?;
@@ -159,7 +175,7 @@ fn create_if_absent(options: &ServeOptions) -> Result<()> {
     image::create(&NewImage {
         path: options.image.clone(),
         size: Some(size),
-        kind: if raw { NewKind::Raw } else { NewKind::dynamic() },
+        kind: if raw { NewKind::Raw } else { NewKind::Vhd { block_bytes: DEFAULT_BLOCK } },
         parent: None,
         uuid: None,
         replace: false,
@@ -206,10 +222,9 @@ async fn serve(
     drop(thread.join());
     match closed {
         Ok(()) => Ok(outcome),
-        Err(why) => bail!(
-            "{}: the last changes could not be made durable: {why}",
-            options.image.display()
-        ),
+        Err(why) => {
+            bail!("{}: the last changes could not be made durable: {why}", options.image.display())
+        }
     }
 }
 
@@ -234,13 +249,11 @@ async fn captive(command: Option<&str>, uri: String) -> Result<u8> {
     let (done, is_done) = tokio::sync::oneshot::channel();
     // A thread of its own: the server must go on while the command runs.
     std::thread::spawn(move || {
-        let status = std::process::Command::new("sh").arg("-c").arg(&command).env("uri", uri);
-        let _ = done.send(run_shell(status));
+        let status =
+            std::process::Command::new("sh").arg("-c").arg(&command).env("uri", uri).status();
+        // Nobody waits any more when a signal came first.
+        let _ = done.send(status);
     });
     let status = is_done.await??;
     Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
-}
-
-fn run_shell(command: &mut std::process::Command) -> std::io::Result<ExitStatus> {
-    command.status()
 }

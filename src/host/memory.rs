@@ -266,6 +266,7 @@ impl Loan {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::{Arena, ArenaSize, LARGE, REGISTERED};
 

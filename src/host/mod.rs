@@ -26,6 +26,7 @@ mod write;
 mod zero;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests;
 
 use std::fmt;

@@ -30,7 +30,8 @@ pub(super) struct Census {
 
 /// Looks for a child of the image that `file` holds.
 pub(super) fn find(file: &ImageFile, content: &Content) -> Result<Census, Cause> {
-    let listing = Dir::read_from(&file.place.dir).map_err(|e| Cause::io("list its directory", e))?;
+    let listing =
+        Dir::read_from(&file.place.dir).map_err(|e| Cause::io("list its directory", e))?;
     let mut looked_at = 0;
     for entry in listing {
         let entry = entry.map_err(|e| Cause::io("list its directory", e))?;

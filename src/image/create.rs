@@ -40,6 +40,21 @@ pub enum NewKind {
     Raw,
 }
 
+impl NewKind {
+    /// A VHD with blocks of the size that every program knows.
+    pub const fn dynamic() -> Self {
+        Self::Vhd { block_bytes: ByteLen::new(vhd::create::DEFAULT_BLOCK_BYTES.get()) }
+    }
+
+    /// The format of such an image.
+    pub const fn format(self) -> Format {
+        match self {
+            Self::Vhd { .. } | Self::VhdFixed => Format::Vhd,
+            Self::Raw => Format::Raw,
+        }
+    }
+}
+
 /// What to make.
 #[derive(Clone, Debug)]
 pub struct NewImage {
@@ -80,6 +95,11 @@ pub fn create(new: &NewImage) -> Result<Created, ImageError> {
     let failed = |cause| ImageError::new(&new.path, cause);
     let (place, name) =
         Place::around(&new.path).map_err(|e| failed(Cause::io("find its directory", e)))?;
+    if let Some(promised) = Format::of_name(&new.path)
+        && promised != new.kind.format()
+    {
+        return Err(failed(Cause::NameContradicts { promised }));
+    }
     check_free(new, &place, &name)?;
     let parent = match (&new.parent, new.kind) {
         (Some(options), NewKind::Vhd { .. }) => Some(measure_parent(new, options, &place)?),
@@ -155,10 +175,9 @@ fn measure_parent(
     }
     let unspeakable = || ImageError::new(&new.path, Cause::ParentPathNotUnicode(way.clone()));
     let relative_path = way.to_str().ok_or_else(unspeakable)?.to_owned();
-    let written = FoundFile::named(&top.path)?
-        .open(false, None)
-        .and_then(|file| file.written_at())
-        .map_err(|cause| ImageError::new(&top.path, cause))?;
+    let stat = rustix::fs::fstat(&top.fd)
+        .map_err(|errno| ImageError::new(&top.path, Cause::io("look at it", errno)))?;
+    let written = vhd_seconds(stat.st_mtime);
     let uuid = top.content.vhd().map_or([0; 16], |image| image.footer.uuid);
     let link = NewParent { uuid, raw, relative_path, timestamp: written };
     Ok(Measured { link, size: chain.size, notices: chain.notices })
@@ -237,11 +256,11 @@ fn fill(file: &File, plan: &Plan) -> io::Result<()> {
         match piece {
             Piece::Bytes { at, bytes } => file.write_all_at(bytes, at.get())?,
             Piece::Fill { at, len, byte } => {
-                let chunk = vec![*byte; FILL_BYTES.min(usize::try_from(len.get()).unwrap_or(FILL_BYTES))];
+                let chunk = vec![*byte; FILL_BYTES];
                 let mut done = 0;
                 while done < len.get() {
                     let rest = usize::try_from(len.get() - done).unwrap_or(usize::MAX);
-                    let part = &chunk[..chunk.len().min(rest)];
+                    let part = &chunk[..rest.min(FILL_BYTES)];
                     file.write_all_at(part, at.get() + done)?;
                     done += part.len() as u64;
                 }
@@ -274,15 +293,4 @@ fn sync_directory(place: &Place) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(&place.dir, ".", flags, Mode::empty())?;
     Ok(rustix::fs::fsync(dir)?)
-}
-
-/// The format that the name of a new image must promise, so that it opens without being told.
-impl NewKind {
-    /// The format of such an image.
-    pub const fn format(self) -> Format {
-        match self {
-            Self::Vhd { .. } | Self::VhdFixed => Format::Vhd,
-            Self::Raw => Format::Raw,
-        }
-    }
 }

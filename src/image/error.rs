@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::file::FileKind;
 use super::gate::GateError;
+use super::layer::Format;
 use super::lock::LockError;
 
 /// A failure, with the file it concerns.
@@ -38,7 +39,8 @@ impl ImageError {
 }
 
 fn needed(child: Option<&Path>) -> String {
-    child.map_or_else(String::new, |child| format!(" (needed as the parent of {})", child.display()))
+    child
+        .map_or_else(String::new, |child| format!(" (needed as the parent of {})", child.display()))
 }
 
 /// What can be wrong.
@@ -97,6 +99,12 @@ pub enum Cause {
     /// The new image cannot exist.
     #[error("{0}")]
     New(#[from] vhd::CreateError),
+    /// The name of a new image would make everybody open it in another format.
+    #[error("its name promises another format: {promised}")]
+    NameContradicts {
+        /// What the name promises.
+        promised: Format,
+    },
     /// There is something already.
     #[error("it exists already")]
     Exists,
@@ -144,6 +152,7 @@ impl Cause {
             Self::RepairFutile => "repair-futile",
             Self::AllowedDirectory(_) => "allow-parent",
             Self::New(_) => "bad-options",
+            Self::NameContradicts { .. } => "name-contradicts",
             Self::Exists => "exists",
             Self::CannotReplace(_) => "cannot-replace",
             Self::SizeMissing => "size-missing",
@@ -183,6 +192,10 @@ impl Cause {
             Self::RepairFutile => format!("run 'orlop check {path}'; restore from a backup"),
             Self::AllowedDirectory(_) => "name an existing directory".to_owned(),
             Self::New(_) => "choose other values".to_owned(),
+            Self::NameContradicts { .. } => {
+                "choose a name that ends in .vhd for a VHD, in .raw or .img for a raw image"
+                    .to_owned()
+            }
             Self::Exists => "choose another name, or pass --force to replace it".to_owned(),
             Self::CannotReplace(_) => "choose another name".to_owned(),
             Self::SizeMissing => "pass -s SIZE (such as 20G) or --parent".to_owned(),

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
 use vhd::{Limits, Opening, RepairStep, Step};
 
 use super::error::{Cause, ImageError};
@@ -222,15 +223,9 @@ impl ImageFile {
         Ok(vhd::ByteLen::new(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)))
     }
 
-    /// When the file was last written, in seconds since 2000-01-01 00:00 UTC.
-    pub(super) fn written_at(&self) -> Result<u32, Cause> {
-        let stat = rustix::fs::fstat(&self.fd).map_err(|e| Cause::io("measure it", e))?;
-        Ok(vhd_seconds(stat.st_mtime))
-    }
-
     /// Reads exactly these bytes.
     pub(super) fn read(&self, at: vhd::FileOffset, bytes: &mut [u8]) -> Result<(), Cause> {
-        self.fd.read_exact_at(bytes, at.get()).map_err(|e| Cause::Io { doing: "read it", error: e })
+        read_exact(self.fd.as_fd(), at, bytes)
     }
 
     /// Opens the image inside, as a VHD.
@@ -252,24 +247,7 @@ impl ImageFile {
 
     /// Checks the image inside, as a VHD.
     pub(super) fn check(&self, data: bool) -> Result<vhd::Report, Cause> {
-        let options = vhd::CheckOptions { data, limits: Limits::default() };
-        let mut check = vhd::Check::new(self.len, options);
-        let shrunk = |error: vhd::CheckError| Cause::Io {
-            doing: "read it",
-            error: io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()),
-        };
-        let mut bytes = Vec::new();
-        let mut step = check.step(None).map_err(shrunk)?;
-        loop {
-            match step {
-                Step::Done(report) => return Ok(report),
-                Step::Read { at, len } => {
-                    bytes.resize(len, 0);
-                    self.read(at, &mut bytes)?;
-                    step = check.step(Some(&bytes)).map_err(shrunk)?;
-                }
-            }
-        }
+        check(self.fd.as_fd(), self.len, data)
     }
 
     /// Where the image lives, for the repair.
@@ -306,6 +284,49 @@ impl ImageFile {
 impl AsFd for ImageFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Reads exactly these bytes, wherever the descriptor's own position is.
+fn read_exact(fd: BorrowedFd<'_>, at: vhd::FileOffset, bytes: &mut [u8]) -> Result<(), Cause> {
+    let failed = |error: io::Error| Cause::Io { doing: "read it", error };
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = at.get().checked_add(done as u64);
+        let at = at.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
+        match rustix::io::pread(fd, &mut bytes[done..], at) {
+            Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Checks a VHD of `len` bytes.
+pub(super) fn check(
+    fd: BorrowedFd<'_>,
+    len: vhd::ByteLen,
+    data: bool,
+) -> Result<vhd::Report, Cause> {
+    let options = vhd::CheckOptions { data, limits: Limits::default() };
+    let mut check = vhd::Check::new(len, options);
+    let shrunk = |error: vhd::CheckError| Cause::Io {
+        doing: "read it",
+        error: io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()),
+    };
+    let mut bytes = Vec::new();
+    let mut step = check.step(None).map_err(shrunk)?;
+    loop {
+        match step {
+            Step::Done(report) => return Ok(report),
+            Step::Read { at, len } => {
+                bytes.resize(len, 0);
+                read_exact(fd, at, &mut bytes)?;
+                step = check.step(Some(&bytes)).map_err(shrunk)?;
+            }
+        }
     }
 }
 

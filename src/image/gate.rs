@@ -18,9 +18,8 @@ use super::file::{FileKind, FoundFile, Place};
 /// How often a path is tried again that somebody renamed things under meanwhile.
 const RACES_MAX: usize = 8;
 
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// Why a parent does not open.
 #[derive(Debug, thiserror::Error)]
@@ -273,7 +272,8 @@ fn find(from: &Place, path: &Path) -> Result<FoundFile, Errno> {
         }
         _ => from.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?,
     };
-    let handle = resolve(&place, name, OFlags::NOFOLLOW)?;
+    // No NOFOLLOW: with it a handle to a link would be given out instead of an error.
+    let handle = resolve(&place, name, OFlags::empty())?;
     FoundFile::held(handle, place, name)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }

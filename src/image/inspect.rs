@@ -1,11 +1,13 @@
 //! Checking and repairing one image, without its parents. What to repair is the format's decision;
 //! here it is carried out, under a lock.
 
+use std::os::fd::AsFd;
+
 use vhd::{RepairStep, Report};
 
 use super::error::{Cause, ImageError};
-use super::file::{FoundFile, ImageFile};
-use super::layer::Format;
+use super::file::{self, FoundFile, ImageFile};
+use super::layer::{Format, OpenedLayer};
 use super::lock::Claim;
 use super::open::{OpenOptions, format_of};
 
@@ -37,6 +39,19 @@ pub fn inspect(options: &OpenOptions, data: bool) -> Result<Inspection, ImageErr
     let claim = (!options.share).then_some(Claim::Read);
     let file = vhd_file(options, false, claim)?;
     look(&file, data).map_err(|cause| ImageError::new(&options.path, cause))
+}
+
+/// Checks an image of an open chain; `None` when it is raw, so that there is nothing to check.
+///
+/// # Errors
+/// When it cannot be read. The chain must not have been opened past the page cache.
+pub fn inspect_layer(layer: &OpenedLayer, data: bool) -> Result<Option<Report>, ImageError> {
+    if layer.content.vhd().is_none() {
+        return Ok(None);
+    }
+    let len = vhd::ByteLen::new(layer.file_bytes.get());
+    let report = file::check(layer.fd.as_fd(), len, data);
+    report.map(Some).map_err(|cause| ImageError::new(&layer.path, cause))
 }
 
 /// Checks the VHD of `options` and carries out the repair that its metadata calls for.

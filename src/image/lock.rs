@@ -35,12 +35,8 @@ pub enum Permission {
     Resize = 3,
 }
 
-const ALL: [Permission; 4] = [
-    Permission::ConsistentRead,
-    Permission::Write,
-    Permission::WriteUnchanged,
-    Permission::Resize,
-];
+const ALL: [Permission; 4] =
+    [Permission::ConsistentRead, Permission::Write, Permission::WriteUnchanged, Permission::Resize];
 
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,7 +89,10 @@ pub enum LockError {
         holders: Vec<String>,
     },
     /// Somebody does not share what we need.
-    #[error("it is in use: another program does not share the \"{permission}\" lock{}", by(holders))]
+    #[error(
+        "it is in use: another program does not share the \"{permission}\" lock{}",
+        by(holders)
+    )]
     Unshared {
         /// What they keep to themselves.
         permission: Permission,

@@ -18,7 +18,7 @@ pub use create::{Created, NewImage, NewKind, create};
 pub use error::{Cause, ImageError};
 pub use file::FileKind;
 pub use gate::GateError;
-pub use inspect::{Inspection, Repaired, inspect, repair};
+pub use inspect::{Inspection, Repaired, inspect, inspect_layer, repair};
 pub use layer::{Content, Format, Notice, NoticeKind, OpenedChain, OpenedLayer};
 pub use lock::{LockError, Permission};
 pub use open::{CacheMode, DEPTH_MAX, OpenOptions, open, open_alone};

@@ -173,14 +173,8 @@ impl Shard {
             }
         };
         let client = new.client;
-        let seat = ClientSeat {
-            client,
-            disk,
-            socket,
-            touched: false,
-            leaving: false,
-            _guard: new.guard,
-        };
+        let seat =
+            ClientSeat { client, disk, socket, touched: false, leaving: false, _guard: new.guard };
         let key = self.clients.insert(seat);
         let index = socket.0 as usize;
         if self.sockets.len() <= index {

@@ -411,12 +411,16 @@ impl<'w> Life<'w> {
 
     /// Opens the image again as the next process does.
     fn reopen(&mut self) -> Result<(), Violation> {
-        let steps = match self.world.recovery(self.host.file(self.file).live().bytes(), self.style.bug) {
-            Ok(steps) => steps,
-            Err(why) => return self.violated(why, None),
-        };
+        let steps =
+            match self.world.recovery(self.host.file(self.file).live().bytes(), self.style.bug) {
+                Ok(steps) => steps,
+                Err(why) => return self.violated(why, None),
+            };
         let file = self.host.file_mut(self.file);
-        steps.iter().chain(&self.world.opening_steps(self.style.bug)).for_each(|step| run_step(file, step));
+        steps
+            .iter()
+            .chain(&self.world.opening_steps(self.style.bug))
+            .for_each(|step| run_step(file, step));
         self.wire = Wire::new(self.style.bug);
         self.struck_before = self.host.struck();
         match self.world.open(self.host.file(self.file).live().bytes(), self.style.bug) {

@@ -29,6 +29,7 @@ pub(crate) fn live(seed: u64, bug: Option<Bug>, tally: &mut Tally) -> Result<(),
     let mut life = Life::new(&world, style, rng.bits());
     let faulty = rng.chance(1, 4);
     if bug.map_or(faulty, Bug::needs_faults) {
+        life.checker.faulty = true;
         life.host.set_faults(work::faults(&mut rng));
     }
     let result = spend(&mut life, &mut rng);

@@ -29,12 +29,14 @@ pub(crate) fn plan(rng: &mut Rng) -> Plan {
     let ragged = if kind == Kind::Raw { 128 * rng.below(4) as u64 } else { 0 };
     let device = !matches!(kind, Kind::Fixed) && rng.chance(1, 4);
     let filled = [0, 0, 3, 6][rng.below(4)];
-    Plan { kind, block_bytes: block_sectors * 512, sectors, ragged, device, filled }
+    let foreign = kind == Kind::Dynamic && filled > 0 && rng.chance(1, 2);
+    Plan { kind, block_bytes: block_sectors * 512, sectors, ragged, device, foreign, filled }
 }
 
 /// One to three failures somewhere in the life.
 pub(crate) fn faults(rng: &mut Rng) -> FaultPlan {
-    let targets = [Target::Any, Target::Read, Target::Write, Target::Write, Target::Zero, Target::Sync];
+    let targets =
+        [Target::Any, Target::Read, Target::Write, Target::Write, Target::Zero, Target::Sync];
     let faults: Vec<Fault> = (0..1 + rng.below(3))
         .map(|_| {
             let target = targets[rng.below(targets.len())];

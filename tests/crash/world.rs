@@ -13,7 +13,7 @@ use orlop::host::sim::fs::{Backing, Change};
 use orlop::host::sim::rng::Rng;
 use vhd::{
     Body, Check, CheckOptions, CreateOptions, Image, Limits, NewLayout, NewParent, Opening, Piece,
-    RepairStep, Severity, Step,
+    RepairStep, Rule, Severity, Step,
 };
 
 use crate::bad_leaf::wrap;
@@ -48,6 +48,9 @@ pub(crate) struct Plan {
     pub(crate) ragged: u64,
     /// Whether the leaf lies on a device full of old bytes.
     pub(crate) device: bool,
+    /// Whether the bitmaps of a dynamic leaf say no more than what was written, as other programs
+    /// keep them (ours are full).
+    pub(crate) foreign: bool,
     /// Out of 8, how much of the leaf is written before the life begins.
     pub(crate) filled: usize,
 }
@@ -91,6 +94,9 @@ impl World {
         let filled = plan.filled;
         world.leaf = world.fresh_leaf(&mut rng);
         world.leaf = populate(&world, 1, filled, &mut rng);
+        if plan.foreign {
+            world.thin_out_bitmaps();
+        }
         world.content = world.read().expect("a world's own image reads");
         world
     }
@@ -102,7 +108,7 @@ impl World {
             (false, true) => Kind::Dynamic,
             (false, false) => Kind::Differencing { parents: 1, raw: false },
         };
-        let plan = Plan { kind, device: false, ..self.plan };
+        let plan = Plan { kind, device: false, foreign: false, ..self.plan };
         let mut below = Self {
             plan,
             leaf: Vec::new(),
@@ -166,6 +172,29 @@ impl World {
             put(&mut bytes, len - 512, &footer);
         }
         bytes
+    }
+
+    /// Clears the bit of every sector that holds zeroes, and of every other one behind the end.
+    fn thin_out_bitmaps(&mut self) {
+        let image = open_image(&self.leaf).expect("a leaf just made opens");
+        let Some(sparse) = image.sparse() else { return };
+        let geometry = sparse.geometry;
+        let table = sparse.table.get() as usize;
+        for block in 0..geometry.blocks() as usize {
+            let entry = &self.leaf[table + block * 4..table + block * 4 + 4];
+            let slot = u32::from_be_bytes(entry.try_into().expect("four bytes"));
+            if slot == u32::MAX {
+                continue;
+            }
+            let bitmap = slot as usize * 512;
+            let data = bitmap + geometry.bitmap_bytes().get() as usize;
+            for sector in 0..geometry.block_sectors() as usize {
+                let bytes = &self.leaf[data + sector * 512..data + sector * 512 + 512];
+                if bytes.iter().all(|byte| *byte == 0) {
+                    self.leaf[bitmap + sector / 8] &= !(0x80 >> (sector % 8));
+                }
+            }
+        }
     }
 
     fn read(&self) -> Result<Vec<Tag>, String> {
@@ -289,14 +318,20 @@ impl World {
     ///
     /// # Errors
     /// The first finding that is an error.
-    pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), String> {
+    pub(crate) fn check(&self, bytes: &[u8], faulty: bool) -> Result<(), String> {
         if self.plan.kind == Kind::Raw {
             return Ok(());
         }
         let options = CheckOptions { data: true, ..CheckOptions::default() };
         let mut check = Check::new(vhd::ByteLen::new(bytes.len() as u64), options);
         let report = drive(bytes, |read| check.step(read).map_err(|error| error.to_string()))?;
-        match report.findings.iter().find(|finding| finding.severity >= Severity::Error) {
+        // A sector whose bit is still clear may hold what was being written, or what a failed write
+        // left: it reads as zeroes all the same. Our own blocks are born with full bitmaps.
+        let partial = faulty || self.plan.foreign;
+        let is_bad = |finding: &&vhd::Finding| {
+            finding.severity >= Severity::Error && !(partial && finding.rule == Rule::V9)
+        };
+        match report.findings.iter().find(is_bad) {
             None => Ok(()),
             Some(finding) => Err(format!("check of the recovered image: {finding:?}")),
         }

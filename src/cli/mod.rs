@@ -1,0 +1,125 @@
+//! The command line: words in, answers on standard output, everything else on standard error.
+//!
+//! Refuses to know how anything is done: a command reads its options, calls one room, and says
+//! what came of it. Exit codes are those of [`output::Exit`].
+
+mod check;
+mod create;
+mod info;
+mod map;
+mod options;
+pub mod output;
+pub mod serve;
+mod size;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::bench::BenchOptions;
+use output::{Exit, Failure};
+
+/// Serves VHD and raw disk images, with their parent chains, over NBD.
+#[derive(Debug, Parser)]
+#[command(name = "orlop", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  orlop serve disk.vhd --create 20G               a new dynamic VHD, over NBD
+  orlop create base.vhd -s 20G                    a dynamic VHD of 20 GiB
+  orlop create child.vhd --parent base.vhd        a child of it, of the same size
+  orlop serve child.vhd --socket /tmp/child.sock  serve it until interrupted
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt found, 6 repaired,
+            8 unsupported";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve an image over NBD until told to stop
+    Serve(Box<serve::ServeOptions>),
+    /// Make an image
+    Create(create::CreateOptions),
+    /// Tell about an image without opening its parents
+    Info(info::InfoOptions),
+    /// Tell where data and holes are, and which image of the chain holds them
+    Map(map::MapOptions),
+    /// Look for damage, and repair what can be repaired without guessing
+    Check(check::CheckOptions),
+    /// Serve an image over NBD
+    Serve(Box<serve::ServeOptions>),
+    /// Load an NBD export or a file and measure it
+    Bench(Box<BenchOptions>),
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Asked-for help goes to standard output with 0, errors to standard error with 2.
+            let _nowhere_to_say = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    log_to_stderr();
+    log_to_standard_error();
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if let Command::Serve(options) = &cli.command {
+        return serve::main(options, &mut out);
+    }
+    let (result, json) = match &cli.command {
+        Command::Serve(_) => return ExitCode::SUCCESS,
+        Command::Create(options) => (create::run(options, &mut out), options.json),
+        Command::Info(options) => (info::run(options, &mut out), options.json),
+        Command::Map(options) => (map::run(options, &mut out), options.json),
+        Command::Check(options) => (check::run(options, &mut out), options.json),
+        Command::Serve(options) => (serving(options, &mut out), false),
+        Command::Bench(options) => (bench(options, &mut out), options.json),
+    };
+    let result = result.and_then(|exit| Ok(out.flush().map(|()| exit)?));
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.report(json, &mut out).into(),
+    }
+}
+
+/// What happens along the way goes to standard error: from `info` up, or as RUST_LOG says.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    // A process that embeds us may have a log of its own already.
+    let _other_log = log.try_init();
+}
+
+fn serving(options: &serve::ServeOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
+    match serve::run(options, out).map_err(Failure::other)? {
+        0 => Ok(Exit::Ok),
+        status => Ok(Exit::Captive(status)),
+    }
+}
+
+/// Events go to standard error; the environment variable ORLOP_LOG says which (default: info).
+fn log_to_standard_error() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ORLOP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+}
+
+fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
+    let verdict = crate::bench::run(options, out).map_err(Failure::other)?;
+    Ok(if verdict.exit_status() == 0 { Exit::Ok } else { Exit::Failed })
+}

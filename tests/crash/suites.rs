@@ -1,0 +1,183 @@
+//! The suites that leave nothing to chance: every short workload, and every effect of a fixed
+//! workload failing in every way.
+//!
+//! Refuses to sample: what it names, it tries.
+
+use orlop::engine::effect::IoError;
+use orlop::host::sim::enumerate::{Depth, SizeMode};
+use orlop::host::sim::fault::{Fault, FaultPlan, Target};
+use orlop::host::sim::rng::Rng;
+
+use crate::checker::{Checker, Tally};
+use crate::life::{Life, Op, Style, Violation};
+use crate::oracle::Cells;
+use crate::work::alphabet;
+use crate::world::{Kind, Plan, World};
+
+/// Two blocks of eight sectors.
+fn small(kind: Kind, device: bool, filled: usize) -> World {
+    let plan = Plan {
+        kind,
+        block_bytes: 4096,
+        sectors: 16,
+        ragged: 0,
+        device,
+        foreign: false,
+        filled,
+    };
+    World::new(plan, 0xB0D1E5)
+}
+
+/// The worlds of the suites.
+pub(crate) fn worlds() -> Vec<World> {
+    let child = Kind::Differencing { parents: 1, raw: false };
+    vec![
+        small(child, false, 0),
+        small(Kind::Dynamic, false, 0),
+        small(child, false, 4),
+        small(Kind::Dynamic, true, 4),
+    ]
+}
+
+/// All workloads of `length` requests whose number among them is `part` modulo `parts`.
+///
+/// # Errors
+/// The first violation, its story starting with the workload.
+pub(crate) fn every_workload(
+    world: &World,
+    length: u32,
+    (part, parts): (u64, u64),
+    tally: &mut Tally,
+) -> Result<(), Violation> {
+    let ops = alphabet();
+    let count = (ops.len() as u64).pow(length);
+    let style = Style { mode: SizeMode::Strict, depth: Depth { exhaustive: 8, random: 8 }, bug: None };
+    let mut checker = Checker::new(world, style.mode, None);
+    for number in (part..count).step_by(parts as usize) {
+        let mut rest = number;
+        let mut life = Life::new(world, style, number);
+        // Images recur from workload to workload: their verdicts are kept.
+        std::mem::swap(&mut life.checker, &mut checker);
+        let mut script = Vec::new();
+        for _ in 0..length {
+            script.push(ops[(rest % ops.len() as u64) as usize]);
+            rest /= ops.len() as u64;
+        }
+        let result = play(&mut life, &script, number % 2 == 0);
+        std::mem::swap(&mut life.checker, &mut checker);
+        if let Err(violation) = result {
+            tally.add(checker.tally);
+            let story = format!("{:?}\nworkload {number}: {script:?}\n{}", world.plan, violation.story);
+            return Err(Violation { what: violation.what, story });
+        }
+    }
+    tally.add(checker.tally);
+    Ok(())
+}
+
+/// Plays a script, one request after the other or all at once, crashing at every step.
+fn play(life: &mut Life<'_>, script: &[Op], serially: bool) -> Result<(), Violation> {
+    for op in script {
+        life.submit(*op)?;
+        while serially && life.waiting() > 0 {
+            step(life)?;
+        }
+    }
+    while life.host.in_flight() > 0 {
+        step(life)?;
+    }
+    life.judge_parents()
+}
+
+fn step(life: &mut Life<'_>) -> Result<(), Violation> {
+    life.advance()?;
+    life.crash_everywhere(false)
+}
+
+/// A fixed workload with something of everything.
+fn script() -> Vec<Op> {
+    let run = |first: u32, count: u32| Cells { first: first * 4, count: count * 4 };
+    let ragged = Cells { first: 6, count: 7 };
+    vec![
+        Op::Write { cells: run(0, 3), fua: false },
+        Op::Write { cells: run(9, 4), fua: false },
+        Op::Flush,
+        Op::Write { cells: ragged, fua: true },
+        Op::Zero { cells: run(8, 8), unmap: true, fua: false },
+        Op::Write { cells: run(10, 2), fua: false },
+        Op::Flush,
+        Op::Discard { cells: run(0, 8), fua: false },
+        Op::Write { cells: run(4, 2), fua: true },
+        Op::Zero { cells: run(11, 3), unmap: false, fua: true },
+        Op::Read { cells: run(0, 8) },
+        Op::Write { cells: run(14, 2), fua: false },
+        Op::Flush,
+    ]
+}
+
+/// Lets each effect of the script fail in turn, in each way, once and for good; then goes on, and
+/// after a failed sync opens again. Nothing acknowledged and flushed may be lost. Returns how many
+/// failures were tried.
+///
+/// # Errors
+/// The first violation.
+pub(crate) fn every_failure(world: &World, tally: &mut Tally) -> Result<u32, Violation> {
+    let ways = [
+        (Target::Any, IoError::EIO, false),
+        (Target::Any, IoError::EIO, true),
+        (Target::Write, IoError::ENOSPC, false),
+        (Target::Write, IoError::ENOSPC, true),
+        (Target::Sync, IoError::EIO, false),
+    ];
+    let mut tried = 0;
+    for (target, error, sticky) in ways {
+        for after in 0.. {
+            let fault = Fault { target, after, error, sticky };
+            let mut struck = false;
+            for seed in 0..3 {
+                let result = fail_once(world, fault, seed, tally);
+                struck |= result.map_err(|violation| Violation {
+                    what: violation.what,
+                    story: format!("{:?}\n{fault:?}, seed {seed}\n{}", world.plan, violation.story),
+                })?;
+                tried += 1;
+            }
+            if !struck {
+                break;
+            }
+        }
+    }
+    Ok(tried)
+}
+
+fn fail_once(world: &World, fault: Fault, seed: u64, tally: &mut Tally) -> Result<bool, Violation> {
+    let depth = Depth { exhaustive: 7, random: 6 };
+    let style = Style { mode: SizeMode::Strict, depth, bug: None };
+    let mut life = Life::new(world, style, seed);
+    life.checker.faulty = true;
+    life.host.set_faults(FaultPlan::new(&[fault]));
+    let mut rng = Rng::new(seed);
+    let mut result = Ok(());
+    for op in script() {
+        result = perform(&mut life, op, seed == 0, &mut rng);
+        if result.is_err() {
+            break;
+        }
+    }
+    tally.add(life.checker.tally);
+    result.map(|()| life.host.struck() > 0)
+}
+
+fn perform(life: &mut Life<'_>, op: Op, serially: bool, rng: &mut Rng) -> Result<(), Violation> {
+    while !life.has_room() {
+        step(life)?;
+    }
+    life.submit(op)?;
+    while life.host.in_flight() > 0 && (serially || rng.chance(3, 4)) {
+        step(life)?;
+    }
+    if life.disk.stopped().is_some() && life.host.in_flight() == 0 {
+        life.crash_and_go_on(false)?;
+    }
+    Ok(())
+}

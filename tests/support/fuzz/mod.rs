@@ -1,0 +1,31 @@
+//! What the fuzz targets feed with bytes: one function each, used by libFuzzer (`fuzz/`) and by the
+//! test that replays the corpus. Each takes any bytes at all and panics only on a finding.
+#![allow(dead_code, unreachable_pub)]
+
+mod engine_requests;
+mod ram;
+mod seeds;
+mod vhd_open;
+
+pub use engine_requests::engine_requests;
+pub use seeds::seeds;
+pub use vhd_open::vhd_open;
+
+/// A target: its name, which is its folder in the corpus too, and its body.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 3] = [
+    ("vhd_open", vhd_open),
+    ("nbd_receive", nbd_receive),
+    ("engine_requests", engine_requests),
+];
+
+/// Bytes from a peer: as a handshake, and as the stream behind one.
+pub fn nbd_receive(bytes: &[u8]) {
+    match bytes.split_first() {
+        Some((0, stream)) => nbd::fuzz::transmission(stream),
+        Some((_, said)) => nbd::fuzz::handshake(said),
+        None => {}
+    }
+}
