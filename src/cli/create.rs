@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::options::ParentOptions;
 use super::output::{self, Exit, Failure, SCHEMA_VERSION};
-use super::size::{human, parse, parse_bytes};
+use super::size::{human, parse_bytes, parse_sectors};
 use crate::engine::units::ByteLen;
 use crate::image::{Format, NewImage, NewKind, OpenOptions, create};
 
@@ -20,7 +20,7 @@ pub(super) struct CreateOptions {
     path: PathBuf,
 
     /// Size of the disk: bytes, or K, M, G, T (multiples of 1024); the parent's when not given
-    #[arg(long, short = 's', value_name = "SIZE", value_parser = parse)]
+    #[arg(long, short = 's', value_name = "SIZE", value_parser = parse_sectors)]
     size: Option<ByteLen>,
 
     /// Kind of image (raw for names that end in .raw or .img, else vhd)

@@ -12,7 +12,7 @@ pub mod output;
 pub mod serve;
 mod size;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -51,8 +51,6 @@ enum Command {
     Map(map::MapOptions),
     /// Look for damage, and repair what can be repaired without guessing
     Check(check::CheckOptions),
-    /// Serve an image over NBD
-    Serve(Box<serve::ServeOptions>),
     /// Load an NBD export or a file and measure it
     Bench(Box<BenchOptions>),
 }
@@ -67,19 +65,15 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
         }
     };
-    log_to_stderr();
     log_to_standard_error();
     let mut out = io::BufWriter::new(io::stdout().lock());
-    if let Command::Serve(options) = &cli.command {
-        return serve::main(options, &mut out);
-    }
     let (result, json) = match &cli.command {
-        Command::Serve(_) => return ExitCode::SUCCESS,
+        // Its exit code may be that of the command it ran.
+        Command::Serve(options) => return serve::main(options, &mut out),
         Command::Create(options) => (create::run(options, &mut out), options.json),
         Command::Info(options) => (info::run(options, &mut out), options.json),
         Command::Map(options) => (map::run(options, &mut out), options.json),
         Command::Check(options) => (check::run(options, &mut out), options.json),
-        Command::Serve(options) => (serving(options, &mut out), false),
         Command::Bench(options) => (bench(options, &mut out), options.json),
     };
     let result = result.and_then(|exit| Ok(out.flush().map(|()| exit)?));
@@ -89,37 +83,18 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// What happens along the way goes to standard error: from `info` up, or as RUST_LOG says.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
-    // A process that embeds us may have a log of its own already.
-    let _other_log = log.try_init();
-}
-
-fn serving(options: &serve::ServeOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
-    match serve::run(options, out).map_err(Failure::other)? {
-        0 => Ok(Exit::Ok),
-        status => Ok(Exit::Captive(status)),
-    }
-}
-
 /// Events go to standard error; the environment variable ORLOP_LOG says which (default: info).
 fn log_to_standard_error() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ORLOP_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("ORLOP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_target(false)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .init();
 }
 
 fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let verdict = crate::bench::run(options, out).map_err(Failure::other)?;
+    let verdict = crate::bench::run(options, out).map_err(|error| Failure::other(&error))?;
     Ok(if verdict.exit_status() == 0 { Exit::Ok } else { Exit::Failed })
 }

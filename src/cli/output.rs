@@ -36,8 +36,6 @@ pub enum Exit {
     Unreachable,
     /// Not possible here, or not with this image: 8.
     Unsupported,
-    /// What a command run on the user's behalf ended with.
-    Captive(u8),
 }
 
 impl Exit {
@@ -53,7 +51,6 @@ impl Exit {
             Self::Repaired => 6,
             Self::Unreachable => 7,
             Self::Unsupported => 8,
-            Self::Captive(status) => status,
         }
     }
 }
@@ -79,12 +76,8 @@ impl Failure {
         Self { exit: Exit::Usage, code: "usage", message: message.into(), hint: hint.into() }
     }
 
-    /// A failure that nothing more is known about than its text, unless an image is behind it.
-    pub fn other(error: anyhow::Error) -> Self {
-        let error = match error.downcast::<ImageError>() {
-            Ok(image) => return image.into(),
-            Err(error) => error,
-        };
+    /// A failure that nothing more is known about than its text.
+    pub fn other(error: &anyhow::Error) -> Self {
         let message = format!("{error:#}");
         Self { exit: Exit::Failed, code: "failed", message, hint: String::new() }
     }

@@ -21,7 +21,7 @@ pub(super) fn parse_bytes(text: &str) -> Result<ByteLen, String> {
 }
 
 /// A size in bytes that is a whole number of sectors.
-pub(super) fn parse(text: &str) -> Result<ByteLen, String> {
+pub(super) fn parse_sectors(text: &str) -> Result<ByteLen, String> {
     let bytes = parse_bytes(text)?.get();
     if bytes.is_multiple_of(SECTOR) {
         return Ok(ByteLen::new(bytes));
@@ -63,7 +63,7 @@ pub(super) fn human(size: ByteLen) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{human, parse, parse_bytes};
+    use super::{human, parse_bytes, parse_sectors};
     use crate::engine::units::ByteLen;
 
     #[test]
@@ -93,11 +93,11 @@ mod tests {
     #[test]
     fn a_size_of_no_whole_sectors_is_refused_with_the_two_nearest() {
         assert_eq!(
-            parse("1KB").unwrap_err(),
+            parse_sectors("1KB").unwrap_err(),
             "1000 is not a multiple of 512; \
             the nearest are 512 and 1024"
         );
-        assert_eq!(parse("1024"), Ok(ByteLen::new(1024)));
+        assert_eq!(parse_sectors("1024"), Ok(ByteLen::new(1024)));
     }
 
     #[test]
