@@ -42,7 +42,7 @@ pub fn vhd_open(bytes: &[u8]) {
     match image {
         Some(image) => {
             read(&image, &file);
-            repair(&image, &file);
+            let _repaired = repair(&image, &file);
         }
         None => assert!(
             report.is_none_or(|report| !report.is_sound()),
@@ -97,8 +97,8 @@ pub fn check(file: &[u8], data: bool) -> Option<Report> {
     drive(file, |bytes| check.step(bytes))
 }
 
-/// A repaired image is one that needs no repair and still is the same disk.
-fn repair(image: &Image, file: &[u8]) {
+/// The file after its repair: one that needs no repair and still is the same disk.
+pub fn repair(image: &Image, file: &[u8]) -> Vec<u8> {
     let mut file = file.to_vec();
     for step in recovery_plan(image, Backing::File) {
         match step {
@@ -120,6 +120,7 @@ fn repair(image: &Image, file: &[u8]) {
     let again = open(&file).expect("a repaired image opens");
     assert_eq!(again.disk_size(), image.disk_size());
     assert_eq!(recovery_plan(&again, Backing::File), [], "a repaired image needs no repair");
+    file
 }
 
 /// Reads the start, the middle and the end, and maps all of it, as far as it goes.
