@@ -24,6 +24,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 256;
 /// Connections that have not finished their handshake.
 const MAX_HALF_OPEN: usize = 16;
+/// Socket buffer asked for, each way.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -287,11 +289,23 @@ fn hand_over(
     slot: OwnedSemaphorePermit,
 ) {
     let moved = socket.map_err(|error| error.to_string()).and_then(|socket| {
+        widen(&socket);
         let client = Box::new(NbdClient::new(session));
         let new = NewClient { disk: offer.disk, socket, client, guard: Box::new(slot) };
         offer.mailbox.connect(new).map_err(|refused| refused.to_string())
     });
     if let Err(error) = moved {
         tracing::warn!(%error, "a negotiated connection was dropped");
+    }
+}
+
+/// Asks for socket buffers that hold several large requests; the default of a unix socket makes
+/// server and client wait for each other within one. The system may grant less.
+fn widen(socket: &OwnedFd) {
+    use rustix::net::sockopt;
+    let sent = sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER_BYTES);
+    let received = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER_BYTES);
+    if let Err(error) = sent.and(received) {
+        tracing::debug!(%error, "the socket keeps its buffer sizes");
     }
 }

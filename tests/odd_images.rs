@@ -1,5 +1,6 @@
 //! Every odd image of the format notes as a real file, opened for reading and for writing: the
 //! verdict is the table's, and what leads out of the directory has its own error.
+#![allow(clippy::unwrap_used, reason = "a test stops where its set-up fails")]
 
 #[path = "support/odd_images.rs"]
 mod odd_images;
@@ -10,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use odd_images::{Builder, Case, Node, Verdict, cases};
 use orlop::image::{
-    Cause, GateError, ImageError, NoticeKind, OpenOptions, OpenedChain, inspect, open, repair,
+    CacheMode, Cause, GateError, ImageError, NoticeKind, OpenOptions, OpenedChain, inspect, open,
+    repair,
 };
 
 /// Lays a case out in a directory of its own; gives the image to open.
@@ -20,9 +22,10 @@ fn place(case: &Case, dir: &Path) -> PathBuf {
         match node {
             Node::File(file) => file.write_to(&path).unwrap(),
             Node::Symlink(target) => symlink(target, &path).unwrap(),
+            // No mkfifo: a forked child would hold copies of other tests' locked descriptors.
             Node::Fifo => {
-                let status = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
-                assert!(status.success());
+                let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+                rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
             }
         }
     }
@@ -207,4 +210,17 @@ fn a_repair_on_request_leaves_what_it_cannot_repair() {
     let path = place(&case(13), dir.path());
     let done = repair(&OpenOptions::new(&path), false).unwrap();
     assert!(!done.steps.is_empty() && !done.before.is_sound() && done.after.report.is_sound());
+}
+
+#[test]
+fn without_the_page_cache_every_image_of_a_chain_is_direct_or_nothing_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = place(&case(65), dir.path());
+    let options = OpenOptions { cache: CacheMode::None, ..OpenOptions::new(&path) };
+    match open(&options) {
+        Ok(chain) => assert!(chain.layers.iter().all(|layer| layer.mode.direct)),
+        Err(error) => assert!(matches!(error.cause, Cause::NoDirect), "{error}"),
+    }
+    let cached = open(&OpenOptions::new(&path)).unwrap();
+    assert!(cached.layers.iter().all(|layer| !layer.mode.direct));
 }

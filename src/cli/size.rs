@@ -47,18 +47,26 @@ fn factor(unit: &str) -> Option<u64> {
     }
 }
 
-/// A size for people: exact in the largest unit of 1024 that divides it, else with one decimal.
+/// A size for people: exact in the largest unit of 1024 that divides it, unless that makes the
+/// number too long to read; else with one decimal.
 pub(super) fn human(size: ByteLen) -> String {
+    const READABLE: u64 = 10_000;
     let bytes = size.get();
-    let power = (1..=6u32).rev().find(|power| bytes >> (10 * power) > 0);
-    let Some(power) = power else { return format!("{bytes} B") };
-    let prefix = char::from(PREFIXES.as_bytes()[power as usize - 1]);
-    let unit = 1u64 << (10 * power);
-    if bytes.is_multiple_of(unit) {
-        return format!("{} {prefix}iB", bytes / unit);
+    if bytes == 0 {
+        return "0 B".to_owned();
     }
-    let tenths = u128::from(bytes) * 10 / u128::from(unit);
-    format!("{}.{} {prefix}iB", tenths / 10, tenths % 10)
+    let exact = (0..=6u32).rev().find(|power| bytes.is_multiple_of(1 << (10 * power)));
+    if let Some(power) = exact.filter(|power| bytes >> (10 * power) < READABLE) {
+        return format!("{} {}", bytes >> (10 * power), unit(power));
+    }
+    let power = (1..=6u32).rev().find(|power| bytes >> (10 * power) > 0).unwrap_or(1);
+    let tenths = u128::from(bytes) * 10 / (1 << (10 * power));
+    format!("{}.{} {}", tenths / 10, tenths % 10, unit(power))
+}
+
+fn unit(power: u32) -> String {
+    let prefix = power.checked_sub(1).and_then(|index| PREFIXES.chars().nth(index as usize));
+    prefix.map_or("B".to_owned(), |prefix| format!("{prefix}iB"))
 }
 
 #[cfg(test)]
@@ -106,14 +114,14 @@ mod tests {
             (0, "0 B"),
             (1023, "1023 B"),
             (1024, "1 KiB"),
-            (1536, "1.5 KiB"),
+            (1536, "1536 B"),
+            ((4 << 20) + 512, "4.0 MiB"),
             (2040 << 30, "2040 GiB"),
             (4 << 20, "4 MiB"),
+            (1 << 40, "1 TiB"),
             (u64::MAX, "15.9 EiB"),
         ] {
-            let shown = human(ByteLen::new(bytes));
-            let expected = if bytes == 2040 << 30 { "1.9 TiB" } else { text };
-            assert_eq!(shown, expected);
+            assert_eq!(human(ByteLen::new(bytes)), text);
         }
     }
 }

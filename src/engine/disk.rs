@@ -265,7 +265,8 @@ impl Disk {
             | Request::Discard { fua, .. } => fua,
             _ => false,
         };
-        fua && !task.settled
+        // What reads as zero already may do so only because of an erasure not yet durable.
+        fua && (!task.settled || !matches!(task.request, Request::Write { .. }))
     }
 
     /// One effect of a task completed: plan on, or finish.

@@ -75,6 +75,8 @@ pub struct PlaceToken {
 pub enum PlaceNote {
     /// The bytes are present from then on.
     Present,
+    /// They read as zeroes from then on; the file need not reach them yet.
+    Zeroes,
     /// Nothing to remember: the metadata already describes them.
     Nothing,
     /// The block goes back to the free space once no durable metadata names it.

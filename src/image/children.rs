@@ -30,11 +30,12 @@ pub(super) struct Census {
 
 /// Looks for a child of the image that `file` holds.
 pub(super) fn find(file: &ImageFile, content: &Content) -> Result<Census, Cause> {
-    let listing =
-        Dir::read_from(&file.place.dir).map_err(|e| Cause::io("list its directory", e))?;
+    let unlisted = |errno| Cause::io("list its directory", errno);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(&file.place.dir, ".", flags, Mode::empty()).map_err(unlisted)?;
     let mut looked_at = 0;
-    for entry in listing {
-        let entry = entry.map_err(|e| Cause::io("list its directory", e))?;
+    for entry in Dir::new(dir).map_err(unlisted)? {
+        let entry = entry.map_err(unlisted)?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         let maybe = matches!(entry.file_type(), FileType::RegularFile | FileType::Unknown);
         let vhd = Format::of_name(Path::new(name)) == Some(Format::Vhd);

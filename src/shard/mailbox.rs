@@ -120,11 +120,21 @@ pub fn spawn(aio: Aio, size: ArenaSize) -> io::Result<(Mailbox, Choice, JoinHand
             Ok((arena, host, choice)) => {
                 let waker = host.wake_handle();
                 if ready.send(Ok((waker, choice))).is_ok() {
-                    Shard::new(host, arena, messages).run();
+                    run_or_abort(Shard::new(host, arena, messages));
                 }
             }
         }
     })?;
     let (waker, choice) = is_ready.recv().map_err(io::Error::other)??;
     Ok((Mailbox { sender, waker }, choice, thread))
+}
+
+/// A shard that lost its way must not go on writing, and without it the process serves nobody:
+/// clients find a broken connection instead of one that hangs.
+fn run_or_abort(shard: Shard) {
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shard.run()));
+    if ended.is_err() {
+        tracing::error!("the shard failed by a defect of orlop; the process ends at once");
+        std::process::abort();
+    }
 }

@@ -20,6 +20,8 @@ use crate::world::{RecoveryStep, World};
 const MEMO_LIMIT: usize = 60_000;
 /// How deep crashes nest: a crash, and one inside its recovery, and one inside that one's.
 const NESTING: u32 = 2;
+/// One image of so many is also opened for reading only.
+const READ_ONLY_SHARE: u64 = 4;
 
 /// The cells of a recovered disk, or what is wrong with the image.
 pub(crate) type Verdict = Result<Vec<Tag>, String>;
@@ -104,13 +106,25 @@ impl<'w> Checker<'w> {
 
     fn recover_and_read(&mut self, image: &Image, nesting: u32) -> Verdict {
         let steps = self.world.recovery(image.bytes(), self.bug)?;
+        let content = self.recover(image, &steps, nesting)?;
+        // Now and then also as somebody's parent sees it: unrecovered, and never to be written.
+        if image.print() % READ_ONLY_SHARE == 0
+            && let Some(mut disk) = self.world.open_frozen(image.bytes())?
+            && self.read_all(&mut disk, image)? != content
+        {
+            return Err("opened for reading only, the image shows something else".into());
+        }
+        Ok(content)
+    }
+
+    fn recover(&mut self, image: &Image, steps: &[RecoveryStep], nesting: u32) -> Verdict {
         if steps.is_empty() {
             return self.read(image);
         }
         let mut file = std::mem::replace(&mut self.file, SimFile::new(self.world.backing(), &[]));
         file.reset(image.bytes());
         let mut inner = Vec::new();
-        for step in &steps {
+        for step in steps {
             run_step(&mut file, step);
             if nesting > 0 {
                 self.crash_inside(&file, &mut inner);
@@ -148,11 +162,15 @@ impl<'w> Checker<'w> {
 
     fn read(&mut self, image: &Image) -> Verdict {
         let mut disk: Disk = self.world.open(image.bytes(), None)?;
-        let mut files: Vec<&[u8]> = vec![image.bytes()];
-        files.extend(self.world.parents().iter().map(Vec::as_slice));
-        let cells = read_disk(&mut disk, &files)?;
+        let cells = self.read_all(&mut disk, image)?;
         self.world.check(image.bytes(), self.faulty)?;
         Ok(cells)
+    }
+
+    fn read_all(&self, disk: &mut Disk, image: &Image) -> Verdict {
+        let mut files: Vec<&[u8]> = vec![image.bytes()];
+        files.extend(self.world.parents().iter().map(Vec::as_slice));
+        read_disk(disk, &files)
     }
 }
 

@@ -16,15 +16,8 @@ use crate::world::{Kind, Plan, World};
 
 /// Two blocks of eight sectors.
 fn small(kind: Kind, device: bool, filled: usize) -> World {
-    let plan = Plan {
-        kind,
-        block_bytes: 4096,
-        sectors: 16,
-        ragged: 0,
-        device,
-        foreign: false,
-        filled,
-    };
+    let plan =
+        Plan { kind, block_bytes: 4096, sectors: 16, ragged: 0, device, foreign: false, filled };
     World::new(plan, 0xB0D1E5)
 }
 
@@ -51,7 +44,8 @@ pub(crate) fn every_workload(
 ) -> Result<(), Violation> {
     let ops = alphabet();
     let count = (ops.len() as u64).pow(length);
-    let style = Style { mode: SizeMode::Strict, depth: Depth { exhaustive: 8, random: 8 }, bug: None };
+    let style =
+        Style { mode: SizeMode::Strict, depth: Depth { exhaustive: 8, random: 8 }, bug: None };
     let mut checker = Checker::new(world, style.mode, None);
     for number in (part..count).step_by(parts as usize) {
         let mut rest = number;
@@ -67,7 +61,8 @@ pub(crate) fn every_workload(
         std::mem::swap(&mut life.checker, &mut checker);
         if let Err(violation) = result {
             tally.add(checker.tally);
-            let story = format!("{:?}\nworkload {number}: {script:?}\n{}", world.plan, violation.story);
+            let story =
+                format!("{:?}\nworkload {number}: {script:?}\n{}", world.plan, violation.story);
             return Err(Violation { what: violation.what, story });
         }
     }

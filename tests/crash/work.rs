@@ -22,6 +22,18 @@ pub(crate) fn plan(rng: &mut Rng) -> Plan {
     };
     let block_sectors = [8, 8, 8, 16, 4][rng.below(5)];
     let mut sectors = block_sectors * (2 + rng.below(3) as u64);
+    if matches!(kind, Kind::Dynamic | Kind::Differencing { .. }) && rng.chance(1, 24) {
+        // Blocks of one sector, so many that the table takes two sectors.
+        return Plan {
+            kind,
+            block_bytes: 512,
+            sectors: 120 + rng.below(20) as u64,
+            ragged: 0,
+            device: false,
+            foreign: false,
+            filled: rng.below(2),
+        };
+    }
     if rng.chance(1, 3) {
         // The last block is cut short.
         sectors -= 1 + rng.below(block_sectors as usize - 1) as u64;

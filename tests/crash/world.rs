@@ -297,6 +297,22 @@ impl World {
         Ok(Box::new(VhdLeaf::new(&image, sparse, backing)))
     }
 
+    /// Opens an image for reading only, recovered or not; `None` for images without metadata.
+    ///
+    /// # Errors
+    /// When the image cannot be opened.
+    pub(crate) fn open_frozen(&self, bytes: &[u8]) -> Result<Option<Disk>, String> {
+        if self.plan.kind == Kind::Raw {
+            return Ok(None);
+        }
+        let image = open_image(bytes)?;
+        let Body::Sparse(sparse) = &image.body else { return Ok(None) };
+        let layer = Box::new(VhdLayer::new(&image, sparse));
+        let mut layers = vec![FrozenLayer { layer, file: FileId(0) }];
+        layers.extend(self.frozen());
+        Ok(Disk::read_only(layers))
+    }
+
     fn frozen(&self) -> Vec<FrozenLayer> {
         let layer = |image: &Option<Image>, bytes: &[u8]| -> Box<dyn Layer> {
             match image.as_ref().map(|image| (image, &image.body)) {

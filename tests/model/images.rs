@@ -92,12 +92,29 @@ impl ImageBytes {
         vhd::ByteLen::new(self.bytes.len() as u64)
     }
 
+    /// Does what an opening for writing does first, and says how often that was needed.
+    pub(crate) fn recover(&mut self) -> usize {
+        let Some(image) = self.open() else { return 0 };
+        let steps = vhd::recovery_plan(&image, vhd::Backing::File);
+        for step in &steps {
+            match step {
+                vhd::RepairStep::Write { at, bytes } => {
+                    let end = at.get() as usize + bytes.len();
+                    self.bytes.resize(self.bytes.len().max(end), 0);
+                    self.bytes[at.get() as usize..end].copy_from_slice(bytes);
+                }
+                vhd::RepairStep::Truncate { len } => self.bytes.truncate(len.get() as usize),
+                vhd::RepairStep::Sync => {}
+            }
+        }
+        steps.len()
+    }
+
     /// What is wrong with the image after a clean close.
     pub(crate) fn findings(&self) -> Vec<String> {
         let Some(image) = self.open() else { return Vec::new() };
         let mut findings: Vec<String> =
-            vhd::recovery_plan(&image, vhd::Backing::File).iter().map(repair).collect();
-        findings.extend(image.warnings.iter().map(|warning| format!("warning: {warning}")));
+            image.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
         let options = CheckOptions { data: true, ..CheckOptions::default() };
         let mut check = Check::new(self.file_len(), options);
         let mut step = check.step(None);
@@ -147,12 +164,4 @@ pub(crate) fn open_disk(chain: &[ImageBytes], files: &[FileId], writable: bool) 
 
 fn block_bytes(shift: u8) -> vhd::ByteLen {
     vhd::ByteLen::new(512 << shift)
-}
-
-fn repair(step: &vhd::RepairStep) -> String {
-    match step {
-        vhd::RepairStep::Write { at, bytes } => format!("repair: {} bytes at {at}", bytes.len()),
-        vhd::RepairStep::Truncate { len } => format!("repair: cut to {len}"),
-        vhd::RepairStep::Sync => "repair: sync".to_owned(),
-    }
 }

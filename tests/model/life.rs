@@ -27,7 +27,7 @@ pub(crate) fn live(script: &Script, machine: &mut dyn Machine) -> Result<(), Str
         let mut inner = InMemory::new(script.order ^ depth as u64);
         let is_top = depth == script.uppers.len();
         let on: &mut dyn Machine = if is_top { machine } else { &mut inner };
-        let mut life = Life { chain, expected, machine: on, stamp };
+        let mut life = Life { chain, expected, machine: on, stamp, released: false };
         life.spend(batches).map_err(|why| format!("image {depth} from below: {why}"))?;
         Life { chain, expected, stamp, .. } = life;
         if let Some((upper, its_batches)) = script.uppers.get(depth) {
@@ -48,6 +48,8 @@ struct Life<'a> {
     machine: &'a mut dyn Machine,
     /// Makes every write's bytes its own.
     stamp: u64,
+    /// Blocks may have been given back, which the next opening may find at the end of the file.
+    released: bool,
 }
 
 /// A request in flight.
@@ -64,6 +66,9 @@ impl Life<'_> {
             self.carry_out(&mut disk, batch).map_err(|why| format!("batch {n}: {why}"))?;
             if batch.reopen {
                 self.close(&mut disk).map_err(|why| format!("batch {n}, closing: {why}"))?;
+                if self.chain[0].recover() > 0 && !self.released {
+                    return Err(format!("batch {n}: an image closed in order had to be repaired"));
+                }
                 disk = self.open(true);
                 self.compare(&mut disk).map_err(|why| format!("batch {n}, reopened: {why}"))?;
             }
@@ -150,8 +155,14 @@ impl Life<'_> {
                     }
                     self.machine.bytes(span).copy_from_slice(bytes);
                 }
-                AskKind::Zero { .. } => self.expected[range].fill(0),
-                AskKind::Discard => discarded.push(extent),
+                AskKind::Zero { may_unmap } => {
+                    self.released |= may_unmap;
+                    self.expected[range].fill(0);
+                }
+                AskKind::Discard => {
+                    self.released = true;
+                    discarded.push(extent);
+                }
                 AskKind::Read | AskKind::Map { .. } | AskKind::Flush => {}
             }
             flights.push(Flight { ask: *ask, extent, span });

@@ -39,6 +39,10 @@ pub(super) struct Fresh {
     pub(super) previous: Option<SectorNo>,
     /// Sectors whose bytes have landed.
     pub(super) bits: Vec<u8>,
+    /// Those of them that are zero although nothing was written there: the file may end before
+    /// them until a commit puts the footer behind the block, so they are not read from it. Empty
+    /// when there is none.
+    hollows: Vec<u8>,
     /// Writes in flight into it.
     pub(super) writers: u32,
     pub(super) stage: Stage,
@@ -50,6 +54,18 @@ pub(super) struct Fresh {
     pristine: bool,
     /// Stale bytes beneath were made zero, or cannot matter.
     scrubbed: bool,
+}
+
+impl Fresh {
+    /// Sectors have landed as zeroes without bytes behind them, or as bytes.
+    fn note_hollow(&mut self, first: u32, count: u32, hollow: bool) {
+        if hollow {
+            self.hollows.resize(self.bits.len(), 0);
+            bitmap::set_range(&mut self.hollows, first, count);
+        } else if !self.hollows.is_empty() {
+            bitmap::clear_range(&mut self.hollows, first, count);
+        }
+    }
 }
 
 /// A writable sparse VHD.
@@ -105,12 +121,15 @@ impl VhdLeaf {
         let clean = self.tail.backing == Backing::File || self.layer.differencing;
         let bits = vec![0; self.layer.geometry.bitmap_bytes().get() as usize];
         let previous = self.fresh.remove(&block).and_then(|old| old.previous);
+        // A release that waited for its commit is overtaken: what landed in the new home decides.
+        self.unpublished.remove(&block);
         self.fresh.insert(
             block,
             Fresh {
                 slot: Some(slot),
                 previous,
                 bits,
+                hollows: Vec::new(),
                 writers: 0,
                 stage: Stage::Reserved,
                 changed: false,
@@ -179,9 +198,18 @@ impl VhdLeaf {
         else {
             return Located::Below(part.len);
         };
-        match run(&self.layer.geometry, &fresh.bits, part) {
-            (true, len) => Located::Here(self.layer.place_in(slot, part), len),
-            (false, len) => Located::Below(len),
+        let geometry = &self.layer.geometry;
+        let (present, len) = run(geometry, &fresh.bits, part);
+        if !present {
+            return Located::Below(len);
+        }
+        let here = self.layer.place_in(slot, part);
+        if fresh.hollows.is_empty() {
+            return Located::Here(here, len);
+        }
+        match run(geometry, &fresh.hollows, part.first(len)) {
+            (true, len) => Located::Zero(len),
+            (false, len) => Located::Here(here, len),
         }
     }
 
@@ -224,6 +252,7 @@ impl VhdLeaf {
                 slot: None,
                 previous: Some(slot),
                 bits: Vec::new(),
+                hollows: Vec::new(),
                 writers: 0,
                 stage: Stage::Reserved,
                 changed: true,
@@ -236,12 +265,13 @@ impl VhdLeaf {
         self.layer.table.overlay(block);
     }
 
-    fn landed_present(&mut self, block: BlockIndex, extent: Extent) {
+    fn landed_present(&mut self, block: BlockIndex, extent: Extent, hollow: bool) {
         let (first, count) = sectors_of(&self.layer.geometry, extent);
         if let Some(fresh) = self.fresh.get_mut(&block) {
             fresh.writers = fresh.writers.saturating_sub(1);
             if fresh.slot.is_some() {
                 bitmap::set_range(&mut fresh.bits, first, count);
+                fresh.note_hollow(first, count, hollow);
                 fresh.changed = true;
                 self.unpublished.insert(block);
             }
@@ -305,7 +335,8 @@ impl Leaf for VhdLeaf {
                 Ok(Hollow::Already(part.len))
             }
             _ => {
-                let home = self.place_fresh(block, part)?;
+                let mut home = self.place_fresh(block, part)?;
+                home.token.note = PlaceNote::Zeroes;
                 let clean = self.tail.backing == Backing::File
                     && self.fresh.get(&block).is_some_and(|fresh| fresh.pristine);
                 if clean { Ok(Hollow::Silent(home)) } else { Ok(Hollow::Punch(home)) }
@@ -318,13 +349,14 @@ impl Leaf for VhdLeaf {
         match placed.token.note {
             PlaceNote::Nothing => {}
             PlaceNote::Release => self.release(block),
-            PlaceNote::Present => self.landed_present(block, placed.extent),
+            PlaceNote::Present => self.landed_present(block, placed.extent, false),
+            PlaceNote::Zeroes => self.landed_present(block, placed.extent, true),
         }
     }
 
     fn failed(&mut self, placed: &Placed) {
         let block = BlockIndex::new(placed.token.block);
-        if placed.token.note != PlaceNote::Present {
+        if !matches!(placed.token.note, PlaceNote::Present | PlaceNote::Zeroes) {
             return;
         }
         if let Some(fresh) = self.fresh.get_mut(&block) {

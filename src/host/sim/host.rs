@@ -255,7 +255,9 @@ impl SimHost {
         if bytes.len() <= 512 || !self.files[file].fits(change) || !self.rng.chance(1, 8) {
             return None;
         }
+        // Torn at a sector of the file, like everything here.
         let cut = 512 * (1 + self.rng.below((bytes.len() - 1) / 512));
+        let cut = cut - (at.get() % 512) as usize;
         let first = Change::Write(*at, bytes[..cut].to_vec());
         let op = self.files[file].execute(&first);
         self.parts.push((id, op));

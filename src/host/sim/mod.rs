@@ -10,3 +10,6 @@ pub mod fs;
 pub mod host;
 pub mod image;
 pub mod rng;
+
+#[cfg(test)]
+mod tests;

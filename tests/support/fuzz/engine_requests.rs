@@ -58,6 +58,7 @@ struct Life {
     faulty: bool,
     faulted: bool,
     next_value: u8,
+    traced: bool,
 }
 
 /// Lives one life.
@@ -99,6 +100,7 @@ impl Life {
             faulty,
             faulted: false,
             next_value: 1,
+            traced: std::env::var_os("ORLOP_FUZZ_TRACE").is_some(),
         }
     }
 
@@ -129,6 +131,7 @@ impl Life {
         }
         let effect = self.effects.swap_remove(which % self.effects.len());
         self.faulted |= fate != Fate::Done;
+        self.tell(|| format!("  {fate:?}: {}", brief(&effect)));
         let (id, outcome) = self.ram.carry_out(effect, fate);
         self.disk.complete(id, outcome);
         self.gather();
@@ -176,13 +179,22 @@ impl Life {
         let value = if matches!(request, Request::Read { .. }) { 0xEE } else { self.next_value };
         self.ram.span(span).fill(value);
         self.slots[slot] = Some(request);
+        self.tell(|| format!("ask {slot}: {request:?}"));
         self.disk.submit(RequestId(slot as u64), request);
         self.gather();
+    }
+
+    /// With `ORLOP_FUZZ_TRACE` set, a finding's story is told on standard error.
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{}", what());
+        }
     }
 
     fn replied(&mut self, reply: Reply) {
         let slot = usize::try_from(reply.id.0).expect("a slot's number");
         let request = self.slots[slot].take().expect("one reply to each request");
+        self.tell(|| format!("    reply {slot}: {:?}", reply.result));
         let answer = match reply.result {
             Ok(answer) => answer,
             Err(fault) => {
@@ -299,6 +311,14 @@ impl Life {
             self.one(Request::Read { extent, into });
             at += len;
         }
+    }
+}
+
+fn brief(effect: &Effect) -> String {
+    match effect {
+        Effect::Read { at, into, .. } => format!("read {at}+{} of {:?}", into.len(), effect.file()),
+        Effect::Write { at, from, .. } => format!("write {at}+{}", from.len()),
+        other => format!("{other:?}"),
     }
 }
 

@@ -1,0 +1,67 @@
+# Short names for what is done often. `just` is a convenience: everything works without it.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# List the recipes
+default:
+    @just --list
+
+# Everything a change must pass before it is sent; `ci/test` adds the long campaigns
+check: fmt-check clippy tidy test doc deny
+
+# Format all code
+fmt:
+    cargo fmt --all
+
+fmt-check:
+    cargo fmt --all --check
+
+clippy:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# The house rules: imports, sizes, unsafe, names
+tidy:
+    cargo test --quiet --test tidy
+
+# All tests, with nextest where it is installed
+test *ARGS:
+    if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace {{ARGS}}; else cargo test --workspace {{ARGS}}; fi
+
+# Judge N crash states: `just crash 1000000000`, and `SEED` to try others
+crash N="10000000" SEED="1":
+    ORLOP_CRASH_STATES={{N}} ORLOP_CRASH_SEED={{SEED}} cargo test --release --test crash -- --nocapture
+
+# Live one life of the crash simulator again, by the seed a failure printed
+crash-life SEED:
+    ORLOP_CRASH_LIFE={{SEED}} cargo test --release --test crash one_life -- --nocapture
+
+# Fuzz a target (vhd_open, nbd_receive, engine_requests) with libFuzzer; needs cargo-fuzz
+fuzz TARGET SECONDS="60":
+    mkdir -p target/fuzz-corpus/{{TARGET}}
+    RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} target/fuzz-corpus/{{TARGET}} fuzz/corpus/{{TARGET}} -- -max_total_time={{SECONDS}} -max_len=65536
+
+# Replay the corpora and mutate them for 60 seconds each, without libFuzzer
+fuzz-smoke SECONDS="60":
+    ORLOP_FUZZ_SECONDS={{SECONDS}} cargo test --release --test fuzz_replay -- --nocapture
+
+# Compare with qemu-nbd and nbdkit; options as in benches/peers.sh
+bench-peers *ARGS:
+    cargo build --release
+    ORLOP=target/release/orlop benches/peers.sh {{ARGS}}
+
+# Micro-benchmarks of looking up and of committing
+bench:
+    cargo bench --bench resolve
+    cargo bench --bench commit
+
+# What programs by others make of our images and of our server
+interop:
+    CI=true cargo test --test 'interop_*' --test sigkill -- --nocapture
+
+# The documentation, with warnings as errors
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Licences, sources and bans of all dependencies
+deny:
+    PATH="$PWD/target/tools/bin:$PATH" cargo deny check bans licenses sources
