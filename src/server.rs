@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 256;
 /// Connections that have not finished their handshake.
 const MAX_HALF_OPEN: usize = 16;
-/// Socket buffer asked for, each way.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Connections the system keeps waiting for `accept`.
+const BACKLOG: u32 = 128;
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -154,10 +155,11 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             }
         }
     }
-    let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o117));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(old);
-    bound
+    let socket = tokio::net::UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    // Nobody can connect before it listens, so nobody gets in under a wider mode.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    socket.listen(BACKLOG)
 }
 
 /// What every listener needs.
@@ -289,23 +291,11 @@ fn hand_over(
     slot: OwnedSemaphorePermit,
 ) {
     let moved = socket.map_err(|error| error.to_string()).and_then(|socket| {
-        widen(&socket);
         let client = Box::new(NbdClient::new(session));
         let new = NewClient { disk: offer.disk, socket, client, guard: Box::new(slot) };
         offer.mailbox.connect(new).map_err(|refused| refused.to_string())
     });
     if let Err(error) = moved {
         tracing::warn!(%error, "a negotiated connection was dropped");
-    }
-}
-
-/// Asks for socket buffers that hold several large requests; the default of a unix socket makes
-/// server and client wait for each other within one. The system may grant less.
-fn widen(socket: &OwnedFd) {
-    use rustix::net::sockopt;
-    let sent = sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER_BYTES);
-    let received = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER_BYTES);
-    if let Err(error) = sent.and(received) {
-        tracing::debug!(%error, "the socket keeps its buffer sizes");
     }
 }

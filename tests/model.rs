@@ -31,7 +31,7 @@ fn config(cases: u32) -> Config {
 
 #[test]
 fn a_disk_in_memory_is_a_flat_array_of_bytes() {
-    let outcome = TestRunner::new(config(2000)).run(&scripts(12_000), |script| {
+    let outcome = TestRunner::new(config(1000)).run(&scripts(12_000), |script| {
         live(&script, &mut InMemory::new(script.order)).map_err(TestCaseError::fail)
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));

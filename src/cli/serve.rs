@@ -101,7 +101,8 @@ pub struct ServeOptions {
     #[arg(long, value_name = "COMMAND")]
     run: Option<String>,
     /// Memory for requests in flight, in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(128..=2048))]
+    #[arg(long, value_name = "MIB", default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(128..=2048))]
     memory: u32,
 }
 

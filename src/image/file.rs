@@ -171,7 +171,9 @@ impl FoundFile {
         };
         let link = format!("/proc/self/fd/{}", self.handle.as_raw_fd());
         let doing = if write { "open it for writing" } else { "open it" };
-        let fd = rustix::fs::open(link, flags, Mode::empty()).map_err(|e| Cause::io(doing, e))?;
+        // It was found, so a path that is not there is /proc itself: not `NotFound`.
+        let fd = rustix::fs::open(link, flags, Mode::empty())
+            .map_err(|errno| Cause::Io { doing, error: errno.into() })?;
         if !device {
             // Left on, io_uring would report EAGAIN where it should wait for the disk.
             rustix::fs::fcntl_setfl(&fd, OFlags::empty()).map_err(|e| Cause::io(doing, e))?;

@@ -22,7 +22,7 @@ use crate::host::OpenMode;
 pub const DEPTH_MAX: usize = 30;
 
 /// How the system caches an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheMode {
     /// Through the page cache; a flush makes it durable.
     #[default]

@@ -108,7 +108,7 @@ impl<'w> Checker<'w> {
         let steps = self.world.recovery(image.bytes(), self.bug)?;
         let content = self.recover(image, &steps, nesting)?;
         // Now and then also as somebody's parent sees it: unrecovered, and never to be written.
-        if image.print() % READ_ONLY_SHARE == 0
+        if image.print().is_multiple_of(READ_ONLY_SHARE)
             && let Some(mut disk) = self.world.open_frozen(image.bytes())?
             && self.read_all(&mut disk, image)? != content
         {

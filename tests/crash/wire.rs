@@ -120,7 +120,7 @@ impl Wire {
 /// Now and then the source without its last sector.
 fn shortened(from: Source, turn: u32) -> Source {
     match from {
-        Source::Span(mut span) if span.len > 512 && turn % 4 == 0 => {
+        Source::Span(mut span) if span.len > 512 && turn.is_multiple_of(4) => {
             span.len -= 512;
             Source::Span(span)
         }

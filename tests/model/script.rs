@@ -68,13 +68,13 @@ pub(crate) enum AskKind {
 
 /// Chains of up to four images over disks of up to `most` sectors.
 pub(crate) fn scripts(most: u32) -> impl Strategy<Value = Script> {
-    let sectors = prop_oneof![3 => 1..64_u32, 3 => 64..400_u32, 1 => 400..most];
+    let sectors = prop_oneof![3 => 1..64_u32, 5 => 64..400_u32, 1 => 400..most];
     let bottom = prop_oneof![
         1 => (0..512_u16).prop_map(|ragged| Bottom::Raw { ragged }),
         1 => Just(Bottom::Fixed),
         3 => shifts().prop_map(|shift| Bottom::Dynamic { shift }),
     ];
-    let other = option::weighted(0.3, 1..most);
+    let other = option::weighted(0.3, prop_oneof![6 => 1..400_u32, 1 => 1..most]);
     let upper = (shifts(), other).prop_map(|(shift, sectors)| Upper { shift, sectors });
     let uppers = vec((upper, vec(batches(), 0..5)), 0..4);
     (sectors, bottom, vec(batches(), 0..5), uppers, any::<u64>()).prop_map(

@@ -134,7 +134,7 @@ pub fn zero_deeds(over: &Image, at: u64, end: u64, into: &mut Vec<Deed>) {
     let mut here = at;
     while here < end {
         let no = (here / sector) as u32;
-        if here % sector != 0 || end - here < sector {
+        if !here.is_multiple_of(sector) || end - here < sector {
             let count = (sector - here % sector).min(end - here);
             let mut body = over.sector(no);
             let skip = (here % sector) as usize;

@@ -4,6 +4,7 @@
 //! Refuses to know disks and formats; it carries out the same effects as the real hosts.
 
 pub mod atom;
+pub mod dir;
 pub mod enumerate;
 pub mod fault;
 pub mod fs;

@@ -15,11 +15,8 @@ pub use vhd_open::vhd_open;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 3] = [
-    ("vhd_open", vhd_open),
-    ("nbd_receive", nbd_receive),
-    ("engine_requests", engine_requests),
-];
+pub const TARGETS: [Target; 3] =
+    [("vhd_open", vhd_open), ("nbd_receive", nbd_receive), ("engine_requests", engine_requests)];
 
 /// Bytes from a peer: as a handshake, and as the stream behind one.
 pub fn nbd_receive(bytes: &[u8]) {

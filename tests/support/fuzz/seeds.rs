@@ -78,12 +78,8 @@ fn conversations() -> Vec<(&'static str, Vec<u8>)> {
         option_bytes(option::GO, &wire::info_request("disk", &[3])),
         header(0, 0, 0, 4096),
     ];
-    let old = [
-        vec![1],
-        flags.clone(),
-        option_bytes(option::EXPORT_NAME, b"disk"),
-        header(0, 0, 0, 512),
-    ];
+    let old =
+        [vec![1], flags.clone(), option_bytes(option::EXPORT_NAME, b"disk"), header(0, 0, 0, 512)];
     let curious =
         [vec![1], flags, option_bytes(option::LIST, b""), option_bytes(option::ABORT, b"bye")];
     vec![
