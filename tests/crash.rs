@@ -11,6 +11,8 @@ mod checker;
 mod life;
 #[path = "crash/oracle.rs"]
 mod oracle;
+#[path = "crash/plain.rs"]
+mod plain;
 #[path = "crash/populate.rs"]
 mod populate;
 #[path = "crash/probe.rs"]

@@ -4,13 +4,14 @@
 //! else may use p". Read locks never collide, so both sides can see each other; then each looks
 //! whether another description holds the opposite byte. Of two that come at once, both may see
 //! the other and give up: that is safe. The locks belong to the open file description and go with
-//! it. Refuses to wait.
+//! it. Refuses to wait for a program that lives.
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_short, flock, off_t};
@@ -138,8 +139,27 @@ fn by(holders: &[String]) -> String {
     format!(" (open in {})", holders.join(", "))
 }
 
+/// How long a lock without a holder is waited for. A process that was killed leaves its ring, and
+/// the files in it, to a worker of the kernel: the lock outlives it for some milliseconds.
+const ORPHAN_WAIT: Duration = Duration::from_secs(2);
+const ORPHAN_PAUSE: Duration = Duration::from_millis(5);
+
 /// Claims the file behind a descriptor for as long as its open file description lives.
 pub(super) fn take(fd: &impl AsFd, claim: Claim, path: &Path) -> Result<(), LockError> {
+    let deadline = Instant::now() + ORPHAN_WAIT;
+    loop {
+        match take_now(fd, claim, path) {
+            Err(LockError::Held { holders, .. } | LockError::Unshared { holders, .. })
+                if holders.is_empty() && Instant::now() < deadline =>
+            {
+                std::thread::sleep(ORPHAN_PAUSE);
+            }
+            taken => return taken,
+        }
+    }
+}
+
+fn take_now(fd: &impl AsFd, claim: Claim, path: &Path) -> Result<(), LockError> {
     for permission in ALL {
         let offset = permission as off_t;
         if claim.holds(permission) {
@@ -206,6 +226,8 @@ fn is_locked(fd: &impl AsFd, at: off_t) -> Result<bool, LockError> {
 /// lock of this kind. Looks at links only, which cannot block; sees what we are allowed to see.
 fn holders(path: &Path) -> Vec<String> {
     let mut found = Vec::new();
+    // The kernel names open files by their whole paths.
+    let Ok(path) = path.canonicalize() else { return found };
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };

@@ -163,6 +163,9 @@ impl<'w> Checker<'w> {
     fn read(&mut self, image: &Image) -> Verdict {
         let mut disk: Disk = self.world.open(image.bytes(), None)?;
         let cells = self.read_all(&mut disk, image)?;
+        if self.world.plain_cells(image.bytes()).is_some_and(|plain| plain != cells) {
+            return Err("another reader of the recovered image sees another content".into());
+        }
         self.world.check(image.bytes(), self.faulty)?;
         Ok(cells)
     }

@@ -18,6 +18,7 @@ use vhd::{
 
 use crate::bad_leaf::wrap;
 use crate::bugs::Bug;
+use crate::plain::{Bytes, read_cell};
 use crate::populate::populate;
 use crate::probe::read_disk;
 use crate::tag::{CELL, Tag};
@@ -311,6 +312,23 @@ impl World {
         let mut layers = vec![FrozenLayer { layer, file: FileId(0) }];
         layers.extend(self.frozen());
         Ok(Disk::read_only(layers))
+    }
+
+    /// The cells of a recovered image as a foreign program sees them; `None` for flat images.
+    pub(crate) fn plain_cells(&self, bytes: &[u8]) -> Option<Vec<Tag>> {
+        if matches!(self.plan.kind, Kind::Raw | Kind::Fixed) {
+            return None;
+        }
+        let mut chain = vec![Bytes::Sparse(bytes)];
+        for (image, bytes) in self.opened.iter().zip(&self.parents) {
+            chain.push(if image.is_some() { Bytes::Sparse(bytes) } else { Bytes::Flat(bytes) });
+        }
+        let mut cell = [0; CELL];
+        let read = |number| {
+            read_cell(&chain, number, &mut cell);
+            Tag::read(number, &cell)
+        };
+        Some((0..self.cells()).map(read).collect())
     }
 
     fn frozen(&self) -> Vec<FrozenLayer> {

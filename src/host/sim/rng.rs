@@ -1,6 +1,6 @@
 //! A small seeded generator (splitmix64), so that one number replays a whole life.
 //!
-//! Refuses to be good for anything but simulation: it is neither secret nor uniform to the last bit.
+//! Refuses to be good for anything but simulation: neither secret nor uniform to the last bit.
 
 /// A stream of pseudo-random numbers fixed by its seed.
 #[derive(Clone, Debug)]

@@ -1,3 +1,5 @@
+//! The simulator itself, held against the words of the crash model (4.2).
+
 use crate::engine::effect::IoError;
 use crate::engine::units::{ByteLen, FileOffset};
 

@@ -1,0 +1,296 @@
+//! `orlop serve` before clients no one here wrote: libnbd's tools, QEMU's, fio and scripts over
+//! libnbd's Python module, on every kind of image, both I/O hosts and both cache modes.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "support/foreign.rs"]
+mod foreign;
+#[path = "support/server.rs"]
+mod server;
+#[path = "interop/sessions.rs"]
+mod sessions;
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use foreign::{PYTHON, assert_same, content, have, orlop, run, run_any, script, text};
+use server::Server;
+use sessions::{Kind, MODES, each_mode, image};
+
+const MIB: u64 = 1 << 20;
+
+/// Copies a file in through nbdcopy and out again through nbdcopy and qemu-img.
+fn copy_both_ways(kind: Kind, mode: &[&str]) {
+    let folder = TempDir::new().unwrap();
+    let bytes = content(24 * MIB, 11);
+    let source = folder.path().join("source");
+    std::fs::write(&source, &bytes).unwrap();
+    let path = image(&folder, kind, 24 * MIB);
+    let server = Server::start(&path, mode);
+    run("nbdcopy", &["--flush", text(&source), server.uri()]);
+    check_copies(&folder, &source, &bytes, server.uri());
+    server.close();
+    orlop(&["check", text(&path)]);
+    // Opened anew, nothing has changed.
+    let server = Server::start(&path, &[mode, &["--read-only"]].concat());
+    check_copies(&folder, &source, &bytes, server.uri());
+    server.close();
+}
+
+fn check_copies(folder: &TempDir, source: &Path, bytes: &[u8], uri: &str) {
+    let copy = folder.path().join("copy");
+    run("nbdcopy", &[uri, text(&copy)]);
+    assert_same(&std::fs::read(&copy).unwrap(), bytes, "nbdcopy out");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "raw", uri, text(&copy)]);
+    assert_same(&std::fs::read(&copy).unwrap(), bytes, "qemu-img convert");
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(source), uri]);
+}
+
+#[test]
+fn nbdcopy_and_qemu_img_find_what_they_wrote_on_every_image_and_host() {
+    if have(&["nbdcopy", "qemu-img"]) {
+        each_mode(|kind, mode| copy_both_ways(kind, mode));
+    }
+}
+
+#[test]
+fn qemu_img_writes_a_raw_file_into_each_kind_of_image() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let bytes = content(20 * MIB, 5);
+    let source = folder.path().join("source");
+    std::fs::write(&source, &bytes).unwrap();
+    for kind in Kind::ALL {
+        let path = image(&folder, kind, 20 * MIB);
+        let server = Server::start(&path, &[]);
+        let target = ["convert", "-n", "-f", "raw", "-O", "raw", text(&source), server.uri()];
+        run("qemu-img", &target);
+        run("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&source), server.uri()]);
+        let speed =
+            run("qemu-img", &["bench", "-f", "raw", "-c", "5000", "-d", "32", server.uri()]);
+        println!("{kind:?}: {}", speed.lines().last().unwrap_or_default());
+        server.close();
+        orlop(&["check", text(&path)]);
+    }
+}
+
+#[test]
+fn nbdinfo_understands_everything_it_is_told() {
+    if !have(&["nbdinfo"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    for kind in Kind::ALL {
+        let path = image(&folder, kind, 16 * MIB);
+        let server = Server::start(&path, &[]);
+        let told: serde_json::Value =
+            serde_json::from_str(&run("nbdinfo", &["--json", server.uri()])).unwrap();
+        assert_eq!(told["protocol"], "newstyle-fixed");
+        assert_eq!(told["structured"], true);
+        let export = &told["exports"][0];
+        assert_eq!(export["export-size"], 16 * MIB);
+        assert_eq!(export["is_read_only"], false);
+        assert_eq!(export["contexts"][0], "base:allocation");
+        for can in ["flush", "fua", "trim", "zero", "df", "multi-conn", "write"] {
+            run("nbdinfo", &["--can", can, server.uri()]);
+        }
+        assert_eq!(run("nbdinfo", &["--size", server.uri()]).trim(), (16 * MIB).to_string());
+        run("nbdinfo", &["--list", server.uri()]);
+        run("nbdinfo", &["--map", server.uri()]);
+        server.close();
+        let server = Server::start(&path, &["--read-only"]);
+        run("nbdinfo", &["--is", "read-only", server.uri()]);
+        assert!(!run_any("nbdinfo", &["--can", "write", server.uri()]).status.success());
+        server.close();
+    }
+}
+
+#[test]
+fn qemu_io_zeroes_discards_flushes_and_verifies_patterns() {
+    if !have(&["qemu-io"]) {
+        return;
+    }
+    each_mode(|kind, mode| {
+        let folder = TempDir::new().unwrap();
+        let path = image(&folder, kind, 16 * MIB);
+        let server = Server::start(&path, mode);
+        let steps = [
+            "write -P 0x11 0 4M",
+            "write -P 0x22 1000k 3000",
+            "write -f -P 0x33 5M 64k",
+            "write -z 2M 512k",
+            "write -z -u 3M 300000",
+            "write -P 0x44 8388607 2",
+            "flush",
+            "read -P 0x11 0 1000k",
+            "read -P 0x22 1000k 3000",
+            "read -P 0 2M 512k",
+            "read -P 0x11 2560k 512k",
+            "read -P 0 3M 300000",
+            "read -P 0x33 5M 64k",
+            "read -P 0x44 8388607 2",
+            "discard 5M 64k",
+            "discard 0 16M",
+            "write -P 0x55 7M 1M",
+            "flush",
+            "read -P 0x55 7M 1M",
+        ];
+        let mut words = vec!["-f", "raw"];
+        words.extend(steps.iter().flat_map(|step| ["-c", step]));
+        words.push(server.uri());
+        let said = run("qemu-io", &words);
+        assert!(!said.contains("failed"), "{said}");
+        server.close();
+        orlop(&["check", text(&path)]);
+    });
+}
+
+#[test]
+fn fio_verifies_its_checksums_at_every_depth() {
+    if !have(&["fio"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    for (n, mode) in MODES.iter().enumerate() {
+        for (kind, depth) in [(Kind::Dynamic, 1), (Kind::Chain, 16), (Kind::Dynamic, 64)] {
+            let path = image(&folder, kind, 48 * MIB);
+            let server = Server::start(&path, mode);
+            fio(&folder, server.uri(), depth, "randwrite", n);
+            fio(&folder, server.uri(), depth, "randtrimwrite", n);
+            server.close();
+            orlop(&["check", text(&path)]);
+        }
+    }
+}
+
+fn fio(folder: &TempDir, uri: &str, depth: u32, rw: &str, n: usize) {
+    let arguments = [
+        format!("--name={rw}-{depth}-{n}"),
+        "--ioengine=nbd".to_owned(),
+        format!("--uri={uri}"),
+        format!("--rw={rw}"),
+        format!("--iodepth={depth}"),
+        "--bsrange=512-64k".to_owned(),
+        "--bs_unaligned=1".to_owned(),
+        "--size=48M".to_owned(),
+        "--io_size=24M".to_owned(),
+        "--verify=crc32c".to_owned(),
+        "--verify_fatal=1".to_owned(),
+        "--fsync=200".to_owned(),
+        "--verify_state_save=0".to_owned(),
+        format!("--aux-path={}", folder.path().display()),
+    ];
+    let said = run("fio", &arguments);
+    assert!(said.contains("err= 0"), "{said}");
+}
+
+fn python(check: &str, uris: &[&str]) {
+    let script = script("nbd_client.py");
+    run(PYTHON, &[&[script.as_str(), check], uris].concat());
+}
+
+#[test]
+fn libnbd_scripts_find_nothing_wrong_on_any_image_and_host() {
+    if !have(&["libnbd for Python"]) {
+        return;
+    }
+    each_mode(|kind, mode| {
+        let folder = TempDir::new().unwrap();
+        let path = image(&folder, kind, 96 * MIB);
+        let server = Server::start(&path, mode);
+        for check in ["options", "unaligned", "chunks", "status", "connections", "pipeline"] {
+            python(check, &[server.uri()]);
+        }
+        python("large", &[server.uri()]);
+        server.close();
+        orlop(&["check", text(&path)]);
+    });
+}
+
+#[test]
+fn nonsense_is_refused_with_the_error_the_protocol_names() {
+    if !have(&["libnbd for Python"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    for kind in Kind::ALL {
+        let path = image(&folder, kind, 8 * MIB);
+        let other = image(&folder, Kind::Dynamic, 8 * MIB);
+        let server = Server::start(&path, &[]);
+        let frozen = Server::start(&other, &["--read-only"]);
+        python("refusals", &[server.uri(), frozen.uri()]);
+        server.close();
+        frozen.close();
+    }
+}
+
+#[test]
+fn tcp_serves_as_the_unix_socket_does() {
+    if !have(&["libnbd for Python", "nbdcopy"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let path = image(&folder, Kind::Dynamic, 96 * MIB);
+    for mode in MODES {
+        let server = Server::start_tcp(&path, mode);
+        assert!(server.uri().starts_with("nbd://127.0.0.1:"), "{}", server.uri());
+        for check in ["unaligned", "connections", "pipeline", "large"] {
+            python(check, &[server.uri()]);
+        }
+        let copy = folder.path().join("copy");
+        run("nbdcopy", &[server.uri(), text(&copy)]);
+        server.close();
+    }
+}
+
+#[test]
+fn a_file_system_survives_the_way_in_and_out() {
+    if !have(&["mkfs.ext4", "e2fsck", "nbdcopy"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let tree = folder.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    for n in 0..40_u64 {
+        std::fs::write(tree.join(n.to_string()), content(n * 9000, n)).unwrap();
+    }
+    let disk = folder.path().join("disk");
+    std::fs::File::create(&disk).unwrap().set_len(64 * MIB).unwrap();
+    run("mkfs.ext4", &["-q", "-F", "-d", text(&tree), text(&disk)]);
+    for kind in Kind::ALL {
+        let path = image(&folder, kind, 64 * MIB);
+        let server = Server::start(&path, &[]);
+        run("nbdcopy", &["--flush", text(&disk), server.uri()]);
+        server.close();
+        let server = Server::start(&path, &["--read-only"]);
+        let out: PathBuf = folder.path().join("out");
+        run("nbdcopy", &[server.uri(), text(&out)]);
+        run("e2fsck", &["-f", "-n", text(&out)]);
+        assert_same(&std::fs::read(&out).unwrap(), &std::fs::read(&disk).unwrap(), "the disk");
+        server.close();
+    }
+}
+
+#[test]
+fn the_largest_disk_starts_at_once_in_little_memory_and_is_one_hole() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("huge.vhd");
+    orlop(&["create", text(&path), "-s", "2040G"]);
+    let server = Server::start(&path, &[]);
+    let launched = server.launched_in();
+    println!("serving 2040 GiB after {launched:?}, {} KiB resident", server.resident_bytes() >> 10);
+    if have(&["nbdinfo"]) {
+        let start = std::time::Instant::now();
+        let totals = run("nbdinfo", &["--map", "--totals", server.uri()]);
+        println!("mapped in {:?}:\n{totals}", start.elapsed());
+        let line: Vec<&str> = totals.split_whitespace().collect();
+        assert_eq!(line[0], (2040_u64 << 30).to_string(), "{totals}");
+        assert!(totals.contains("hole,zero") && totals.lines().count() == 1, "{totals}");
+    }
+    let resident = server.resident_bytes();
+    println!("{} KiB resident after the map", resident >> 10);
+    assert!(resident < 30 * MIB, "{resident} bytes resident");
+    server.close();
+}
