@@ -87,11 +87,12 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], dice: &mut Dice) {
 
 /// Runs a body; a panic is told with the input that caused it.
 fn judge((name, body): Target, bytes: &[u8], what: &str) {
-    if catch_unwind(AssertUnwindSafe(|| body(bytes))).is_err() {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("finding-{name}"));
-        fs::write(&path, bytes).expect("a finding can be saved");
-        panic!("{name}: {what} is a finding, saved as {}", path.display());
+    if catch_unwind(AssertUnwindSafe(|| body(bytes))).is_ok() {
+        return;
     }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("finding-{name}"));
+    fs::write(&path, bytes).expect("a finding can be saved");
+    unreachable!("{name}: {what} is a finding, saved as {}", path.display());
 }
 
 fn replay(target: Target) {

@@ -459,7 +459,9 @@ impl Drop for Uring {
         }
         // The kernel tears a ring down some time after its descriptor is closed. The files go now,
         // and their locks with them: who opens an image next finds it free.
-        let _gone_with_the_ring_at_the_latest = self.ring.submitter().unregister_files();
+        for slot in std::mem::take(&mut self.file_slots).into_iter().flatten().flatten() {
+            self.give_slot(slot);
+        }
     }
 }
 

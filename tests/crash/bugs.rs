@@ -88,10 +88,12 @@ pub(crate) enum Bug {
     RecoveryCutsBlocks,
     /// What a killed predecessor left in the page cache is built upon without a sync.
     OpenWithoutSync,
+    /// That sync comes only after the recovery.
+    OpenSyncsLate,
 }
 
 /// All of them.
-pub(crate) const ALL: [Bug; 38] = [
+pub(crate) const ALL: [Bug; 39] = [
     Bug::PointersFirst,
     Bug::OneEpoch,
     Bug::LateBitmap,
@@ -130,6 +132,7 @@ pub(crate) const ALL: [Bug; 38] = [
     Bug::RecoveryCutsNothing,
     Bug::RecoveryCutsBlocks,
     Bug::OpenWithoutSync,
+    Bug::OpenSyncsLate,
 ];
 
 impl Bug {

@@ -411,16 +411,17 @@ impl<'w> Life<'w> {
 
     /// Opens the image again as the next process does.
     fn reopen(&mut self) -> Result<(), Violation> {
-        let steps =
-            match self.world.recovery(self.host.file(self.file).live().bytes(), self.style.bug) {
-                Ok(steps) => steps,
-                Err(why) => return self.violated(why, None),
-            };
-        let file = self.host.file_mut(self.file);
-        steps
-            .iter()
-            .chain(&self.world.opening_steps(self.style.bug))
-            .for_each(|step| run_step(file, step));
+        // First what the dead process left in the page cache, or recovery would build on sand.
+        let (before, after) = self.world.opening_steps(self.style.bug);
+        let steps = self.world.recovery(self.host.file(self.file).live().bytes(), self.style.bug);
+        let steps = match steps {
+            Ok(steps) => steps,
+            Err(why) => return self.violated(why, None),
+        };
+        for step in before.iter().chain(&steps).chain(&after) {
+            run_step(self.host.file_mut(self.file), step);
+            self.crash_everywhere(false)?;
+        }
         self.wire = Wire::new(self.style.bug);
         self.struck_before = self.host.struck();
         match self.world.open(self.host.file(self.file).live().bytes(), self.style.bug) {

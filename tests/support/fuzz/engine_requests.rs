@@ -115,7 +115,7 @@ impl Life {
                 return;
             }
         }
-        let fails = self.faulty && feed.byte() % 16 == 0;
+        let fails = self.faulty && feed.byte().is_multiple_of(16);
         let fate = match (fails, choice & 0x40 != 0) {
             (false, _) => Fate::Done,
             (true, false) => Fate::Fails(IoError::EIO, usize::from(feed.byte()) * 16),

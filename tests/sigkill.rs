@@ -1,0 +1,55 @@
+//! The server killed for real, with SIGKILL, at random moments under load: every sector that a
+//! flush covered is found by the next server, and `check` has nothing to say.
+//!
+//! A killed process leaves the page cache behind, so this shows that nothing acknowledged lives in
+//! the process alone. What a power cut takes is the crash simulator's business (tests/crash.rs).
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "support/foreign.rs"]
+mod foreign;
+#[path = "interop/sessions.rs"]
+mod sessions;
+
+use tempfile::TempDir;
+
+use foreign::{PYTHON, have, run, script, text};
+
+/// Lives of one test; several tests make up for at least fifty in all.
+const LIVES: &str = "20";
+
+fn live(options: &[&str]) {
+    if !have(&["libnbd for Python"]) || (options.contains(&"uring") && !sessions::has_ring()) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let image = folder.path().join("disk.vhd");
+    let seed = std::env::var("ORLOP_KILL_SEED").unwrap_or_else(|_| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap().subsec_nanos().to_string()
+    });
+    let lives = std::env::var("ORLOP_KILL_LIVES").unwrap_or_else(|_| LIVES.to_owned());
+    println!("ORLOP_KILL_SEED={seed} {options:?}");
+    let (script, image) = (script("sigkill.py"), text(&image));
+    let common = [&script, env!("CARGO_BIN_EXE_orlop"), image, "--lives", &lives, "--seed", &seed];
+    println!("{}", run(PYTHON, &[&common[..], options].concat()));
+}
+
+#[test]
+fn a_killed_server_on_io_uring_loses_nothing_that_was_flushed() {
+    live(&["--aio", "uring"]);
+}
+
+#[test]
+fn a_killed_server_on_threads_loses_nothing_that_was_flushed() {
+    live(&["--aio", "threads"]);
+}
+
+#[test]
+fn a_killed_server_of_a_child_loses_nothing_and_shows_nothing_old() {
+    live(&["--aio", "auto", "--parent"]);
+}
+
+#[test]
+fn a_killed_server_past_the_page_cache_loses_nothing_that_was_flushed() {
+    live(&["--aio", "auto", "--cache", "none", "--parent"]);
+}
