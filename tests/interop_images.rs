@@ -195,8 +195,8 @@ fn chains_from_the_format_document_read_the_same_to_us_and_to_7_zip() {
             assert_same(&found, &wanted, &format!("{options:?} {mode:?}"));
         }
         orlop(&["check", "--chain", text(&top)]);
-        // Xen's raw parents are unknown to 7-Zip.
-        if !options.contains(&"raw") {
+        // Xen's raw parents are unknown to 7-Zip, and behind a smaller parent's end it gives up.
+        if !options.contains(&"raw") && !options.contains(&"--grow") {
             assert_same(&seven_zip(&folder, &top), &wanted, &format!("7-Zip {options:?}"));
         }
     }
@@ -209,7 +209,9 @@ fn what_we_write_into_a_foreign_chain_is_read_by_others() {
     }
     for (depth, base) in [("1", "dynamic"), ("4", "fixed"), ("4", "raw"), ("29", "dynamic")] {
         let folder = TempDir::new().unwrap();
-        let options = ["--depth", depth, "--base", base, "--seed", "21", "--grow"];
+        let mut options = vec!["--depth", depth, "--base", base, "--seed", "21"];
+        // A parent smaller than its child is beyond 7-Zip, as is a raw one.
+        options.extend((base == "raw").then_some("--grow"));
         let (top, mut wanted) = foreign_chain(&folder, &options);
         let parents = hashes(&folder, &top);
         let server = Server::start(&top, &[]);

@@ -257,6 +257,11 @@ impl ImageFile {
         if self.device { vhd::Backing::Device { len: self.len } } else { vhd::Backing::File }
     }
 
+    /// Makes durable what the page cache holds of the file.
+    pub(super) fn sync(&self) -> Result<(), Cause> {
+        self.fd.sync_data().map_err(|error| Cause::Io { doing: "sync it", error })
+    }
+
     /// Carries out the steps of a repair, one after the other, and measures the file again.
     pub(super) fn carry_out(&mut self, steps: &[RepairStep]) -> Result<(), Cause> {
         for step in steps {

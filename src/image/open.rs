@@ -209,6 +209,9 @@ fn make_writable(
             notices.push(Notice { path: file.path.clone(), kind });
         }
     }
+    // A process that was killed may have left bytes in the page cache that were never synced. The
+    // engine takes what it reads here for durable, and so will whoever is told of a flush.
+    file.sync()?;
     let Some(image) = content.vhd() else { return Ok(content) };
     if let Some(reason) = image.write_refusal() {
         return Err(Cause::WriteRefused(reason));

@@ -88,12 +88,10 @@ pub(crate) enum Bug {
     RecoveryCutsBlocks,
     /// What a killed predecessor left in the page cache is built upon without a sync.
     OpenWithoutSync,
-    /// That sync comes only after the recovery.
-    OpenSyncsLate,
 }
 
 /// All of them.
-pub(crate) const ALL: [Bug; 39] = [
+pub(crate) const ALL: [Bug; 38] = [
     Bug::PointersFirst,
     Bug::OneEpoch,
     Bug::LateBitmap,
@@ -132,7 +130,6 @@ pub(crate) const ALL: [Bug; 39] = [
     Bug::RecoveryCutsNothing,
     Bug::RecoveryCutsBlocks,
     Bug::OpenWithoutSync,
-    Bug::OpenSyncsLate,
 ];
 
 impl Bug {

@@ -412,13 +412,13 @@ impl<'w> Life<'w> {
     /// Opens the image again as the next process does.
     fn reopen(&mut self) -> Result<(), Violation> {
         // First what the dead process left in the page cache, or recovery would build on sand.
-        let (before, after) = self.world.opening_steps(self.style.bug);
+        let before = self.world.opening_steps(self.style.bug);
         let steps = self.world.recovery(self.host.file(self.file).live().bytes(), self.style.bug);
         let steps = match steps {
             Ok(steps) => steps,
             Err(why) => return self.violated(why, None),
         };
-        for step in before.iter().chain(&steps).chain(&after) {
+        for step in before.iter().chain(&steps) {
             run_step(self.host.file_mut(self.file), step);
             self.crash_everywhere(false)?;
         }

@@ -262,15 +262,10 @@ impl World {
         Ok(steps)
     }
 
-    /// What every opening for writing does before and after the recovery, whatever the image's
-    /// state: what the page cache holds of a killed predecessor must be durable before anybody
-    /// builds on it.
-    pub(crate) fn opening_steps(&self, bug: Option<Bug>) -> (Vec<RecoveryStep>, Vec<RecoveryStep>) {
-        match bug {
-            Some(Bug::OpenWithoutSync) => (Vec::new(), Vec::new()),
-            Some(Bug::OpenSyncsLate) => (Vec::new(), vec![RecoveryStep::Sync]),
-            _ => (vec![RecoveryStep::Sync], Vec::new()),
-        }
+    /// What every opening for writing does before the recovery, whatever the image's state: what
+    /// the page cache holds of a killed predecessor must be durable before anybody builds on it.
+    pub(crate) fn opening_steps(&self, bug: Option<Bug>) -> Vec<RecoveryStep> {
+        if bug == Some(Bug::OpenWithoutSync) { Vec::new() } else { vec![RecoveryStep::Sync] }
     }
 
     /// Opens a recovered image for writing; a seeded bug may be built in.

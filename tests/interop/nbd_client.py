@@ -240,6 +240,31 @@ def pipeline(uri):
     handle.shutdown()
 
 
+def fill(uri):
+    """Every byte written once and flushed: the image is allocated from here on."""
+    handle = connect(uri)
+    for at in range(0, handle.get_size(), MIB):
+        handle.pwrite(os.urandom(MIB), at)
+    handle.flush()
+    handle.shutdown()
+
+
+def scatter(uri):
+    """Five hundred random writes of 4 KiB, and no flush."""
+    handle = connect(uri)
+    rng = random.Random(500)
+    for _ in range(500):
+        handle.pwrite(rng.randbytes(4096), rng.randrange(handle.get_size() // 4096) * 4096)
+    handle.shutdown()
+
+
+def flush(uri):
+    """One flush."""
+    handle = connect(uri)
+    handle.flush()
+    handle.shutdown()
+
+
 def options(uri):
     """What is offered before transmission: sizes, flags, the list of exports."""
     handle = connect(uri)
@@ -269,7 +294,8 @@ def options(uri):
 
 
 CHECKS = {check.__name__: check for check in
-          (unaligned, chunks, status, connections, large, pipeline, options)}
+          (unaligned, chunks, status, connections, large, pipeline, fill, scatter,
+                                        flush, options)}
 
 
 def main():

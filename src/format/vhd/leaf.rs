@@ -112,10 +112,22 @@ impl VhdLeaf {
         if dirty >= self.max_dirty { Err(Blocked::Commit) } else { Ok(()) }
     }
 
+    /// Room for a block. While homes wait in quarantine, a commit makes room before it is denied.
+    fn reserve(&mut self) -> Result<SectorNo, Blocked> {
+        let reserved = self.tail.reserve(&self.layer.geometry);
+        let Err(Blocked::NoSpace(_)) = reserved else { return reserved };
+        let publishes_release = |block: &BlockIndex| {
+            self.fresh.get(block).is_some_and(|fresh| fresh.previous.is_some())
+        };
+        let pending = self.batch.as_ref().is_some_and(Batch::releases)
+            || self.unpublished.iter().any(publishes_release);
+        if pending { Err(Blocked::Commit) } else { reserved }
+    }
+
     /// Reserves a home for a block that has none. Nothing visible changes.
     fn allocate(&mut self, block: BlockIndex) -> Result<(), Blocked> {
         self.check_room()?;
-        let slot = self.tail.reserve(&self.layer.geometry)?;
+        let slot = self.reserve()?;
         self.layer.end = self.layer.end.max(self.tail.end());
         // What a differencing image does not mark present is never read from it.
         let clean = self.tail.backing == Backing::File || self.layer.differencing;
@@ -361,10 +373,12 @@ impl Leaf for VhdLeaf {
         }
         if let Some(fresh) = self.fresh.get_mut(&block) {
             fresh.writers = fresh.writers.saturating_sub(1);
+            // Part of it may lie there: these sectors are no longer known to be zero.
+            let (first, count) = sectors_of(&self.layer.geometry, placed.extent);
+            fresh.note_hollow(first, count, false);
             let published_whole = fresh.stage != Stage::Reserved && !fresh.tainted;
             if published_whole && !self.layer.differencing && fresh.slot.is_some() {
                 // The disk shows these sectors already, so memory must show them as well.
-                let (first, count) = sectors_of(&self.layer.geometry, placed.extent);
                 bitmap::set_range(&mut fresh.bits, first, count);
             } else {
                 fresh.tainted = true;

@@ -27,6 +27,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Whether homes come free when the commit settles.
+    pub(super) fn releases(&self) -> bool {
+        !self.released.is_empty()
+    }
+
     /// Whether the commit writes the bitmap of a listed block.
     pub(super) fn holds_bitmap(&self, block: BlockIndex) -> bool {
         self.bitmaps.iter().any(|(other, ..)| *other == block)
@@ -127,6 +132,11 @@ impl VhdLeaf {
             self.settle_block(*block);
         }
         for (block, ..) in &batch.bitmaps {
+            // An exposed block was fresh: its bitmap came without a hold, and `settle_block`
+            // has just taken one if it changed since the snapshot.
+            if batch.published.binary_search(block).is_ok() {
+                continue;
+            }
             self.layer.bitmaps.unhold(*block);
             let sectors = self.layer.geometry.sectors_on_disk(*block);
             if self.layer.bitmaps.is_full_and_free(*block, sectors) {
