@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::options::ParentOptions;
 use super::output::Failure;
 use crate::engine::units::ByteLen;
 use crate::host::Aio;
@@ -45,13 +46,6 @@ enum CacheArg {
     None,
 }
 
-/// The format of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum FormatArg {
-    Raw,
-    Vhd,
-}
-
 /// Serve a disk image over NBD.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -83,17 +77,14 @@ pub struct ServeOptions {
     #[arg(short, long)]
     read_only: bool,
     /// The image's format, if its name does not tell.
-    #[arg(short, long, value_enum)]
-    format: Option<FormatArg>,
+    #[arg(short, long)]
+    format: Option<Format>,
     /// What the image's bytes pass through.
     #[arg(long, value_enum, default_value_t = CacheArg::Writeback)]
     cache: CacheArg,
     /// How the I/O is done.
     #[arg(long, value_enum, default_value_t = AioArg::Auto)]
     aio: AioArg,
-    /// A directory where parents may lie besides the image's own; may be given several times.
-    #[arg(long, value_name = "DIR")]
-    allow_parent: Vec<PathBuf>,
     /// Open a parent's image for writing although children depend on it.
     #[arg(long)]
     force_rw_parent: bool,
@@ -104,21 +95,19 @@ pub struct ServeOptions {
     #[arg(long, value_name = "MIB", default_value_t = 256,
         value_parser = clap::value_parser!(u32).range(128..=2048))]
     memory: u32,
+    #[command(flatten)]
+    parents: ParentOptions,
 }
 
 impl ServeOptions {
     fn open_options(&self) -> OpenOptions {
-        let mut options = OpenOptions::new(&self.image);
-        options.format = self.format.map(|format| match format {
-            FormatArg::Raw => Format::Raw,
-            FormatArg::Vhd => Format::Vhd,
-        });
+        let mut options = self.parents.open(&self.image);
+        options.format = self.format;
         options.read_only = self.read_only;
         options.cache = match self.cache {
             CacheArg::Writeback => CacheMode::Writeback,
             CacheArg::None => CacheMode::None,
         };
-        options.allow_parents.clone_from(&self.allow_parent);
         options.force_rw_parent = self.force_rw_parent;
         options
     }
