@@ -103,7 +103,8 @@ fresh_image() { # FORMAT FILE
 
 # returns_what_was_written SERVER FORMAT
 returns_what_was_written() {
-    local depth image=$work/verify.$2
+    # orlop takes the format from the name.
+    local depth image=$work/verify.${2/vpc/vhd}
     fresh_image "$2" "$image" && start_server "$1" "$image" || return 1
     for depth in 1 16 64; do
         if ! "$BENCH" bench "$uri" --rw randrw --verify --yes --ops 4000 --qd "$depth" \
