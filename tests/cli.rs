@@ -321,6 +321,19 @@ fn qemu_leaves_alone_what_we_have_open() {
 }
 
 #[test]
+fn a_server_says_in_json_when_it_is_ready_and_why_it_is_not() {
+    let desk = Desk::new();
+    let serve = ["serve", "d.vhd", "--create", "1M", "--json", "--socket", "s.sock"];
+    // The captive command ends the server, and its exit code is the server's.
+    let ready = desk.json(7, &[&serve[..], &["--run", "test \"$uri\" && exit 7"]].concat());
+    assert_eq!(ready["size"], 1 << 20);
+    assert_eq!(ready["read_only"], false);
+    assert_eq!(ready["uris"][0], "nbd+unix:///?socket=s.sock");
+    let missing = desk.json(3, &["serve", "absent.vhd", "--json", "--socket", "s.sock"]);
+    assert_eq!(missing["error"]["code"], "not-found");
+}
+
+#[test]
 fn an_answer_that_nobody_reads_to_its_end_is_no_failure() {
     let desk = Desk::new();
     // Every second sector is there: far more extents than a pipe holds.

@@ -7,10 +7,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use nbd::Export;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::options::ParentOptions;
-use super::output::Failure;
+use super::output::{Failure, SCHEMA_VERSION};
 use crate::engine::units::ByteLen;
 use crate::host::Aio;
 use crate::host::memory::ArenaSize;
@@ -95,6 +97,9 @@ pub struct ServeOptions {
     #[arg(long, value_name = "MIB", default_value_t = 256,
         value_parser = clap::value_parser!(u32).range(128..=2048))]
     memory: u32,
+    /// Print one JSON object (a line) when the server is ready, and errors as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     parents: ParentOptions,
 }
@@ -138,7 +143,7 @@ pub(super) fn main(options: &ServeOptions, out: &mut dyn Write) -> ExitCode {
                 Ok(error) => Failure::from(error),
                 Err(error) => Failure::other(&error),
             };
-            failure.report(false, out).into()
+            failure.report(options.json, out).into()
         }
     }
 }
@@ -200,7 +205,7 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let disk = mailbox.attach(Box::new(move |add_file| chain.attach(add_file))).await?;
-    announce(options, &bound, out)?;
+    announce(options, &bound, &export, out)?;
     let uri = bound.addresses().next().map(|address| address.uri(&options.export));
     let outcome = tokio::select! {
         () = server::serve(bound, export, disk, mailbox.clone()) => 0,
@@ -218,14 +223,32 @@ async fn serve(
     }
 }
 
-fn announce(options: &ServeOptions, bound: &server::Bound, out: &mut dyn Write) -> Result<()> {
-    for address in bound.addresses() {
-        let uri = address.uri(&options.export);
-        writeln!(out, "{uri}")?;
-        if options.run.is_none() {
-            writeln!(out, "  nbdinfo '{uri}'")?;
-            writeln!(out, "  qemu-img convert -p '{uri}' copy.raw")?;
-            writeln!(out, "  fio --name=x --ioengine=nbd --uri='{uri}' --rw=randread --bs=4k")?;
+/// Tells where the disk is to be found, once clients can connect.
+fn announce(
+    options: &ServeOptions,
+    bound: &server::Bound,
+    export: &Export,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let uris: Vec<String> = bound.addresses().map(|at| at.uri(&options.export)).collect();
+    if options.json {
+        let ready = json!({
+            "schema_version": SCHEMA_VERSION,
+            "uris": uris,
+            "export": export.name,
+            "size": export.size.0,
+            "read_only": export.capabilities.read_only,
+            "pid": std::process::id(),
+        });
+        writeln!(out, "{ready}")?;
+    } else {
+        for uri in uris {
+            writeln!(out, "{uri}")?;
+            if options.run.is_none() {
+                writeln!(out, "  nbdinfo '{uri}'")?;
+                writeln!(out, "  qemu-img convert -p '{uri}' copy.raw")?;
+                writeln!(out, "  fio --name=x --ioengine=nbd --uri='{uri}' --rw=randread --bs=4k")?;
+            }
         }
     }
     out.flush()?;
