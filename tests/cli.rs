@@ -328,7 +328,8 @@ fn a_server_says_in_json_when_it_is_ready_and_why_it_is_not() {
     let ready = desk.json(7, &[&serve[..], &["--run", "test \"$uri\" && exit 7"]].concat());
     assert_eq!(ready["size"], 1 << 20);
     assert_eq!(ready["read_only"], false);
-    assert_eq!(ready["uris"][0], "nbd+unix:///?socket=s.sock");
+    let uri = format!("nbd+unix:///?socket={}", desk.path("s.sock").display());
+    assert_eq!(ready["uris"][0], uri.as_str());
     let missing = desk.json(3, &["serve", "absent.vhd", "--json", "--socket", "s.sock"]);
     assert_eq!(missing["error"]["code"], "not-found");
 }

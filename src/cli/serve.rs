@@ -118,7 +118,11 @@ impl ServeOptions {
     }
 
     fn addresses(&self) -> Result<Vec<Listen>> {
-        let mut addresses: Vec<Listen> = self.socket.iter().cloned().map(Listen::Unix).collect();
+        let mut addresses = Vec::new();
+        if let Some(path) = &self.socket {
+            // The URI must lead there from any directory.
+            addresses.push(Listen::Unix(std::path::absolute(path)?));
+        }
         if self.port.is_some() || addresses.is_empty() {
             if !self.bind.is_loopback() && !self.allow_remote {
                 bail!(
