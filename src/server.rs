@@ -1,6 +1,7 @@
 //! The server of one process: listeners, handshakes with a deadline, and the hand-over of
 //! negotiated connections to the shard. Refuses to touch data: that is the shard's.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -14,7 +15,7 @@ use nbd::{Export, ExportEntry, Exports};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::shard::{DiskTag, Mailbox, NewClient};
 use crate::transport::nbd::NbdClient;
@@ -23,7 +24,7 @@ use crate::transport::nbd::NbdClient;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Connections of one process.
 const MAX_CONNECTIONS: usize = 256;
-/// Connections that have not finished their handshake.
+/// Connections of one listener that have not finished their handshake.
 const MAX_HALF_OPEN: usize = 16;
 /// Connections the system keeps waiting for `accept`.
 const BACKLOG: u32 = 128;
@@ -169,7 +170,6 @@ struct Offer {
     disk: DiskTag,
     mailbox: Mailbox,
     connections: Arc<Semaphore>,
-    half_open: Arc<Semaphore>,
 }
 
 /// Serves an export on the bound listeners until the returned future is dropped.
@@ -179,7 +179,6 @@ pub async fn serve(bound: Bound, export: Export, disk: DiskTag, mailbox: Mailbox
         disk,
         mailbox,
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        half_open: Arc::new(Semaphore::new(MAX_HALF_OPEN)),
     };
     let mut listening = JoinSet::new();
     for (listener, _) in bound.listeners {
@@ -191,23 +190,34 @@ pub async fn serve(bound: Bound, export: Export, disk: DiskTag, mailbox: Mailbox
 async fn accept_all(listener: Listener, offer: Offer) {
     // Handshakes end with the listener.
     let mut handshakes = JoinSet::new();
+    let mut half_open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
+        while handshakes.try_join_next().is_some() {}
+        half_open.retain(|handshake| !handshake.is_finished());
         // No slot, no accept: the peer waits in the backlog.
         let Ok(slot) = Arc::clone(&offer.connections).acquire_owned().await else { return };
-        let Ok(half) = Arc::clone(&offer.half_open).acquire_owned().await else { return };
-        while handshakes.try_join_next().is_some() {}
         let offer = offer.clone();
         let accepted = match &listener {
             Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
-                handshakes.spawn(async move { welcome_unix(stream, offer, slot, half).await })
+                handshakes.spawn(async move { welcome_unix(stream, offer, slot).await })
             }),
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                handshakes.spawn(async move { welcome_tcp(stream, offer, slot, half).await })
+                handshakes.spawn(async move { welcome_tcp(stream, offer, slot).await })
             }),
         };
-        if let Err(error) = accepted {
-            tracing::warn!(%error, "accepting a connection failed");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+        match accepted {
+            Ok(handshake) => half_open.push_back(handshake),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        // Peers that say nothing must not keep out those who do: the one that has had the most
+        // time makes room.
+        if half_open.len() > MAX_HALF_OPEN
+            && let Some(oldest) = half_open.pop_front()
+        {
+            oldest.abort();
         }
     }
 }
@@ -216,27 +226,19 @@ async fn welcome_unix(
     mut stream: tokio::net::UnixStream,
     offer: Offer,
     slot: OwnedSemaphorePermit,
-    half: OwnedSemaphorePermit,
 ) {
     if let Some(session) = negotiate(&mut stream, &offer).await {
         hand_over(stream.into_std().map(OwnedFd::from), &session, &offer, slot);
     }
-    drop(half);
 }
 
-async fn welcome_tcp(
-    mut stream: tokio::net::TcpStream,
-    offer: Offer,
-    slot: OwnedSemaphorePermit,
-    half: OwnedSemaphorePermit,
-) {
+async fn welcome_tcp(mut stream: tokio::net::TcpStream, offer: Offer, slot: OwnedSemaphorePermit) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
     if let Some(session) = negotiate(&mut stream, &offer).await {
         hand_over(stream.into_std().map(OwnedFd::from), &session, &offer, slot);
     }
-    drop(half);
 }
 
 /// Carries a handshake through, within its deadline. `None`: there is no session.

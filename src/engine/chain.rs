@@ -12,6 +12,8 @@ use super::units::{ByteLen, DiskOffset, Extent, FileOffset};
 const WINDOW: u64 = 2 << 20;
 /// Entries of the resolved map; a window shares its slot with those that lie a multiple away.
 const MAP_SLOTS: usize = 1 << 16;
+/// Pages asked for on behalf of one window; with more, what is wanted is looked up by itself.
+const MAX_TRIES: u16 = 512;
 /// Most runs kept over all windows; when reached, the map starts afresh.
 const MAX_RUNS: usize = 1 << 19;
 
@@ -133,6 +135,11 @@ impl Stack {
         }
     }
 
+    /// Whether a layer, counted from the top, is a frozen one.
+    pub(super) fn is_frozen(&self, layer: u16) -> bool {
+        layer >= self.first_frozen()
+    }
+
     fn first_frozen(&self) -> u16 {
         u16::from(self.leaf.is_some())
     }
@@ -146,10 +153,14 @@ impl Stack {
             return self.walk(wanted);
         }
         let window = wanted.at.get() / WINDOW;
-        if !self.map.holds(window)
-            && let Err(ask) = self.resolve(window)
-        {
-            return ask;
+        if !self.map.holds(window) {
+            if self.map.is_hopeless(window) {
+                return self.walk(wanted);
+            }
+            if let Err(ask) = self.resolve(window) {
+                self.map.note_try(window);
+                return ask;
+            }
         }
         let skip = wanted.at.get() % WINDOW;
         let (place, len) = self.map.look_up(window, skip as u32);
@@ -159,6 +170,12 @@ impl Stack {
             Place::Here { layer, at } => Found::Here { layer, file: self.file_of(layer), at, len },
         };
         found.capped(wanted.len)
+    }
+
+    /// A page of a frozen layer cannot be learnt. Windows are not resolved any more: those who do
+    /// not need that page must not fail for it. True when that is news.
+    pub(super) fn give_up_resolving(&mut self) -> bool {
+        !std::mem::replace(&mut self.map.given_up, true)
     }
 
     /// Fills the map's entry for a window, or says which page that needs.
@@ -232,6 +249,8 @@ fn push_run(runs: &mut Vec<Run>, start: ByteLen, place: Place, len: ByteLen) {
 struct ResolvedMap {
     slots: Vec<Window>,
     runs: usize,
+    /// Pages are missing that nobody can read.
+    given_up: bool,
 }
 
 #[derive(Clone)]
@@ -239,6 +258,8 @@ struct Window {
     /// Number of the window, or `NO_WINDOW`.
     number: u64,
     runs: Runs,
+    /// The window that was last tried in vain, and how often.
+    tried: (u64, u16),
 }
 
 /// One run is the common case and needs no allocation.
@@ -254,11 +275,12 @@ impl ResolvedMap {
     fn new(size: ByteLen, layers: usize) -> Self {
         let windows = size.get().div_ceil(WINDOW) as usize;
         let count = if layers < 2 { 0 } else { windows.next_power_of_two().min(MAP_SLOTS) };
-        Self { slots: vec![Self::empty(); count], runs: 0 }
+        Self { slots: vec![Self::empty(); count], runs: 0, given_up: false }
     }
 
     fn empty() -> Window {
-        Window { number: NO_WINDOW, runs: Runs::One(Run { end: 0, place: Place::Hole }) }
+        let runs = Runs::One(Run { end: 0, place: Place::Hole });
+        Window { number: NO_WINDOW, runs, tried: (NO_WINDOW, 0) }
     }
 
     fn slot(&self, window: u64) -> usize {
@@ -267,6 +289,19 @@ impl ResolvedMap {
 
     fn holds(&self, window: u64) -> bool {
         self.slots[self.slot(window)].number == window
+    }
+
+    /// Whether the window should be walked instead: it may need more pages at once than its layers
+    /// keep, and would ask for them for ever.
+    fn is_hopeless(&self, window: u64) -> bool {
+        let (number, tries) = self.slots[self.slot(window)].tried;
+        self.given_up || (number == window && tries >= MAX_TRIES)
+    }
+
+    fn note_try(&mut self, window: u64) {
+        let slot = self.slot(window);
+        let tried = &mut self.slots[slot].tried;
+        *tried = if tried.0 == window { (window, tried.1.saturating_add(1)) } else { (window, 1) };
     }
 
     fn look_up(&self, window: u64, skip: u32) -> (Place, ByteLen) {
@@ -301,6 +336,6 @@ impl ResolvedMap {
                 Runs::Many(runs.into_boxed_slice())
             }
         };
-        self.slots[slot] = Window { number: window, runs };
+        self.slots[slot] = Window { number: window, runs, tried: (NO_WINDOW, 0) };
     }
 }

@@ -389,6 +389,10 @@ impl Disk {
         let what = WaitFor::Page { layer, at: page.at };
         match learnt {
             Ok(()) => self.resume(what),
+            // Perhaps nobody needs it but the map of the window it lies in.
+            Err(_) if self.stack.is_frozen(layer) && self.stack.give_up_resolving() => {
+                self.resume(what);
+            }
             Err(kind) => self.fail_waiters(what, layer, &kind),
         }
     }

@@ -59,6 +59,14 @@ impl Disk {
             if failed { seat.leaf.failed(placed) } else { seat.leaf.landed(placed) }
         }
         self.note_failure(key, 0, outcome);
+        // W8: a durable write syncs as well, and its failure may be that of an older write, which
+        // the kernel tells only once.
+        if durable
+            && let Outcome::Failed(error) = outcome
+            && !error.is_space()
+        {
+            self.stop(format!("a durable write failed: {error}"));
+        }
         self.piece_done(key);
     }
 }

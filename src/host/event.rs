@@ -89,6 +89,11 @@ impl SendList {
         self.total
     }
 
+    /// Bytes of its own that it keeps.
+    pub const fn own_len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether nothing is to be sent.
     pub const fn is_empty(&self) -> bool {
         self.total.is_zero()
@@ -184,4 +189,14 @@ pub enum Event {
     },
     /// Somebody used a [`super::Waker`], once or several times.
     Woken,
+}
+
+impl Event {
+    /// The number of the socket this event says is closed.
+    pub(super) const fn closed_number(&self) -> Option<u32> {
+        match self {
+            Self::Closed { socket } => Some(socket.0),
+            _ => None,
+        }
+    }
 }

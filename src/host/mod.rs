@@ -94,14 +94,20 @@ pub struct Counters {
 /// Socket buffer asked for, each way.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
-/// Asks for socket buffers that hold several large requests; with the default of a unix socket,
-/// both sides wait for each other within one. The system may grant less.
-fn widen(socket: &OwnedFd) {
+/// Prepares a client's socket. Asks for buffers that hold several large requests; with the
+/// default of a unix socket, both sides wait for each other within one. The system may grant
+/// less.
+fn prepare(socket: &OwnedFd) {
     use rustix::net::sockopt;
     let sent = sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER_BYTES);
     let received = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER_BYTES);
     if let Err(error) = sent.and(received) {
         tracing::debug!(%error, "a socket keeps its buffer sizes");
+    }
+    // A peer that is gone without a word gives its slot back in the end. Means nothing for a
+    // unix socket, whose peer cannot go unnoticed.
+    if let Err(error) = sockopt::set_socket_keepalive(socket, true) {
+        tracing::debug!(%error, "a socket is not kept alive");
     }
 }
 
@@ -171,7 +177,7 @@ impl Host {
     /// # Errors
     /// Too many sockets, or what the system says.
     pub fn add_socket(&mut self, fd: OwnedFd) -> io::Result<SocketId> {
-        widen(&fd);
+        prepare(&fd);
         forward!(self, host => host.add_socket(fd))
     }
 

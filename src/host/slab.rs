@@ -39,6 +39,16 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// Takes a value out and keeps its number from others until `release`.
+    pub(super) fn retire(&mut self, index: u32) -> Option<T> {
+        self.slots.get_mut(index as usize)?.take()
+    }
+
+    /// Lets the number of a retired value be given to another.
+    pub(super) fn release(&mut self, index: u32) {
+        self.free.push(index);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

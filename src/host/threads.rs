@@ -43,6 +43,9 @@ pub struct Threads {
     sockets: Slab<Socket>,
     /// Events that happened during a call and wait to be told.
     ready: Vec<Event>,
+    /// Numbers of sockets whose `Closed` went out with the last batch. Whoever got it may still be
+    /// looking at that batch, so they are given to others only from the next wait on.
+    told_closed: Vec<u32>,
     epoll: OwnedFd,
     waker: Waker,
     effects_in_flight: usize,
@@ -73,6 +76,7 @@ impl Threads {
             pool,
             sockets: Slab::new(),
             ready: Vec::new(),
+            told_closed: Vec::new(),
             epoll,
             waker,
             effects_in_flight: 0,
@@ -129,7 +133,7 @@ impl Threads {
     }
 
     pub(super) fn close_socket(&mut self, socket: SocketId) {
-        let Some(closed) = self.sockets.remove(socket.0) else { return };
+        let Some(closed) = self.sockets.retire(socket.0) else { return };
         // A duplicate of the descriptor elsewhere would keep it in the epoll set.
         let _gone = epoll::delete(&self.epoll, &closed.fd);
         self.ready.retain(|event| match event {
@@ -182,6 +186,9 @@ impl Threads {
         timeout: Option<Duration>,
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
+        for number in self.told_closed.drain(..) {
+            self.sockets.release(number);
+        }
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             let left = if self.ready.is_empty() {
@@ -191,6 +198,7 @@ impl Threads {
             };
             self.poll(left)?;
             if !self.ready.is_empty() || left.is_some_and(|left| left.is_zero()) {
+                self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
                 events.append(&mut self.ready);
                 return Ok(());
             }

@@ -53,6 +53,9 @@ pub struct Uring {
     backlog: VecDeque<squeue::Entry>,
     /// Events that happened and wait to be told.
     ready: Vec<Event>,
+    /// Numbers of sockets whose `Closed` went out with the last batch. Whoever got it may still be
+    /// looking at that batch, so they are given to others only from the next wait on.
+    told_closed: Vec<u32>,
     completed: Vec<(u64, i32)>,
     waker: Waker,
     wake_slot: Fixed,
@@ -122,6 +125,7 @@ impl Uring {
             sockets: Slab::new(),
             backlog: VecDeque::new(),
             ready: Vec::new(),
+            told_closed: Vec::new(),
             completed: Vec::new(),
             waker,
             wake_slot,
@@ -286,6 +290,9 @@ impl Uring {
         timeout: Option<Duration>,
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
+        for number in self.told_closed.drain(..) {
+            self.sockets.release(number);
+        }
         // The clock is asked only if the first round brings nothing.
         let mut left = timeout;
         let mut deadline = None;
@@ -298,6 +305,7 @@ impl Uring {
             self.enter(want, left)?;
             self.reap();
             if !self.ready.is_empty() || left == Some(Duration::ZERO) {
+                self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
                 events.append(&mut self.ready);
                 return Ok(());
             }

@@ -1,5 +1,7 @@
 //! What a shard asks of those who use its disks, and what it offers them.
 
+use std::time::Instant;
+
 use crate::engine::Disk;
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, Request, RequestId};
@@ -43,6 +45,9 @@ pub trait Client: Send {
     /// The server is going away: finish what is in flight, then leave.
     fn drain(&mut self, cx: &mut Context<'_>) -> Fate;
 
+    /// Since when the peer has owed bytes, or the reading of bytes, that lent memory waits for.
+    fn owes_since(&self) -> Option<Instant>;
+
     /// The connection is over, whatever is in flight: leave as soon as the disk has answered.
     fn cut(&mut self, cx: &mut Context<'_>) -> Fate;
 
@@ -58,7 +63,6 @@ pub struct Context<'a> {
     pub(super) socket: SocketId,
     pub(super) key: u32,
     pub(super) stalled: &'a mut std::collections::VecDeque<u32>,
-    pub(super) may_take: bool,
     pub(super) freed: &'a mut bool,
     pub(super) refused: &'a mut bool,
 }
@@ -73,8 +77,15 @@ impl Context<'_> {
     /// Takes memory. `None`: there is none now, and `unstall` will come when there may be.
     pub fn take(&mut self, len: u32) -> Option<Lease> {
         // Whoever waits already comes first, or large requests would starve.
-        let lease = if self.may_take { self.arena.take(len) } else { None };
-        if lease.is_none() {
+        let first = self.stalled.front().copied();
+        let may_take = first.is_none_or(|first| first == self.key);
+        let lease = if may_take { self.arena.take(len) } else { None };
+        if lease.is_some() {
+            // Its turn is over: what it wants next waits behind the others.
+            if self.stalled.pop_front().is_some() {
+                *self.freed = true;
+            }
+        } else {
             *self.refused = true;
             if !self.stalled.contains(&self.key) {
                 self.stalled.push_back(self.key);

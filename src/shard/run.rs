@@ -21,12 +21,15 @@ const OWN: u32 = u32::MAX;
 /// How long clients may take to finish when the server goes away.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a peer may keep memory waiting that others want.
+const OWING_LIMIT: Duration = Duration::from_secs(15);
+
 struct DiskSeat {
     disk: Disk,
     /// When metadata was first seen dirty.
     dirty_since: Option<Instant>,
-    /// The shard's own flush is under way.
-    flushing: bool,
+    /// The shard's own flushes under way: at the end there may be a second one.
+    flushing: u32,
     /// Why the last own flush failed.
     flush_fault: Option<String>,
 }
@@ -91,15 +94,15 @@ impl Shard {
     pub(super) fn run(mut self) {
         let mut events = Vec::new();
         loop {
-            if let Err(error) = self.host.wait(self.timeout(), &mut events) {
-                tracing::error!(%error, "the I/O host failed; the shard ends");
-                return;
-            }
+            self.host
+                .wait(self.timeout(), &mut events)
+                .expect("a host that cannot wait any more has lost what is in flight");
             for event in events.drain(..) {
                 self.dispatch(event);
             }
             self.pump();
             self.age();
+            self.cut_off_hoarders();
             if self.advance_shutdown() {
                 return;
             }
@@ -112,7 +115,7 @@ impl Shard {
             Phase::Flushing(_) => None,
             Phase::Serving => {
                 let dirty = self.disks.iter().any(|(_, seat)| seat.dirty_since.is_some());
-                dirty.then(|| Duration::from_secs(1))
+                (dirty || !self.stalled.is_empty()).then(|| Duration::from_secs(1))
             }
         }
     }
@@ -143,7 +146,7 @@ impl Shard {
                         DiskTag(self.disks.insert(DiskSeat {
                             disk,
                             dirty_since: None,
-                            flushing: false,
+                            flushing: 0,
                             flush_fault: None,
                         }) as u32)
                     });
@@ -204,14 +207,12 @@ impl Shard {
         if seat.leaving {
             return;
         }
-        let first = self.stalled.front().copied();
         let mut cx = Context {
             host: &mut self.host,
             arena: &mut self.arena,
             disk: &mut self.disks[seat.disk].disk,
             socket: seat.socket,
             key: key as u32,
-            may_take: first.is_none_or(|first| first == key as u32),
             stalled: &mut self.stalled,
             freed: &mut self.freed,
             refused: &mut self.refused,
@@ -270,8 +271,11 @@ impl Shard {
             while let Some(reply) = seat.disk.poll_reply() {
                 let (key, slot) = ((reply.id.0 >> 32) as u32, reply.id.0 as u32);
                 if key == OWN {
-                    seat.flushing = false;
+                    seat.flushing -= 1;
                     seat.flush_fault = reply.result.err().map(|fault| fault.to_string());
+                    if let Some(fault) = &seat.flush_fault {
+                        tracing::warn!(%fault, "a commit failed");
+                    }
                 } else {
                     replies.push((key, slot, reply.result));
                 }
@@ -292,10 +296,11 @@ impl Shard {
         // It stays in front while it tries, so that it may take.
         self.refused = false;
         self.call_key(key as usize, |client, cx| client.unstall(cx));
-        if self.refused {
+        if !self.refused {
+            self.stalled.retain(|other| *other != key);
+        } else if self.stalled.front() == Some(&key) {
             return false;
         }
-        self.stalled.retain(|other| *other != key);
         self.freed = true;
         true
     }
@@ -308,14 +313,30 @@ impl Shard {
                 continue;
             }
             let since = *seat.dirty_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= COMMIT_AGE && !seat.flushing {
-                seat.flushing = true;
+            if since.elapsed() >= COMMIT_AGE && seat.flushing == 0 {
+                seat.flushing += 1;
                 seat.dirty_since = None;
                 seat.disk.submit(RequestId(u64::from(OWN) << 32), Request::Flush);
             }
         }
         if self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
             self.pump();
+        }
+    }
+
+    /// While somebody waits for memory, nobody may keep some for a peer that has long owed us.
+    fn cut_off_hoarders(&mut self) {
+        if self.stalled.is_empty() {
+            return;
+        }
+        let late = |seat: &ClientSeat| {
+            !seat.leaving && seat.client.owes_since().is_some_and(|at| at.elapsed() >= OWING_LIMIT)
+        };
+        let keys: Vec<usize> =
+            self.clients.iter().filter(|(_, seat)| late(seat)).map(|(key, _)| key).collect();
+        for key in keys {
+            tracing::warn!("a client held memory that others wait for, and is cut off");
+            self.call_key(key, |client, cx| client.cut(cx));
         }
     }
 
@@ -341,14 +362,14 @@ impl Shard {
                 }
                 self.phase = Phase::Flushing(answer);
                 for (_, seat) in &mut self.disks {
-                    seat.flushing = true;
+                    seat.flushing += 1;
                     seat.disk.submit(RequestId(u64::from(OWN) << 32), Request::Flush);
                 }
                 self.pump();
                 self.advance_shutdown()
             }
             Phase::Flushing(answer) => {
-                if self.disks.iter().any(|(_, seat)| seat.flushing) {
+                if self.disks.iter().any(|(_, seat)| seat.flushing > 0) {
                     self.phase = Phase::Flushing(answer);
                     return false;
                 }

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use vhd::{BlockIndex, bitmap};
+use vhd::{BlockIndex, FileOffset, bitmap};
 
 /// Bytes of bitmaps kept before those not used lately are dropped.
 const MAX_BYTES: usize = 1 << 20;
 
 struct Entry {
+    /// Where it lies in the file: the table's page may be dropped while it is dirty.
+    at: FileOffset,
     bits: Vec<u8>,
     holds: u32,
     used: bool,
@@ -31,14 +33,19 @@ impl Bitmaps {
         Some(&entry.bits)
     }
 
+    /// The bitmap of a block, if it is here, and where it lies in the file.
+    pub(super) fn placed(&self, block: BlockIndex) -> Option<(FileOffset, &[u8])> {
+        self.entries.get(&block).map(|entry| (entry.at, entry.bits.as_slice()))
+    }
+
     /// Takes in a bitmap with so many holds on it. One that is here already wins: it may be newer.
-    pub(super) fn insert(&mut self, block: BlockIndex, bits: Vec<u8>, holds: u32) {
+    pub(super) fn insert(&mut self, block: BlockIndex, at: FileOffset, bits: Vec<u8>, holds: u32) {
         self.make_room(bits.len());
         let size = bits.len();
         let mut is_new = false;
         let entry = self.entries.entry(block).or_insert_with(|| {
             is_new = true;
-            Entry { bits, holds: 0, used: true }
+            Entry { at, bits, holds: 0, used: true }
         });
         entry.holds += holds;
         if is_new {
@@ -48,7 +55,7 @@ impl Bitmaps {
     }
 
     fn make_room(&mut self, coming: usize) {
-        let mut steps = self.order.len() * 2;
+        let mut steps = (self.order.len() * 2).min(64);
         while self.bytes + coming > MAX_BYTES && steps > 0 {
             steps -= 1;
             let Some(block) = self.order.pop_front() else { return };
@@ -91,7 +98,10 @@ impl Bitmaps {
     pub(super) fn remove(&mut self, block: BlockIndex) {
         if let Some(entry) = self.entries.remove(&block) {
             self.bytes -= entry.bits.len();
-            self.order.retain(|other| *other != block);
+            // The clock passes over those that are gone; they are swept out now and then.
+            if self.order.len() > 2 * self.entries.len() + 64 {
+                self.order = self.entries.keys().copied().collect();
+            }
         }
     }
 

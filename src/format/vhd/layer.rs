@@ -112,7 +112,7 @@ impl Layer for VhdLayer {
         if bitmap::is_full(bytes, self.geometry.sectors_on_disk(block)) {
             self.table.mark_full(block);
         }
-        self.bitmaps.insert(block, bytes.to_vec(), 0);
+        self.bitmaps.insert(block, VhdOffset::new(page.at.get()), bytes.to_vec(), 0);
         Ok(())
     }
 }

@@ -191,9 +191,9 @@ impl VhdLeaf {
         else {
             return Err(Blocked::Ask(self.layer.ask_bitmap(block, slot)));
         };
-        let in_commit = self.batch.as_ref().is_some_and(|batch| batch.holds_bitmap(block));
         let is_dirty = self.dirty_bits.contains(&block);
         if present && len == part.len {
+            let in_commit = self.batch.as_ref().is_some_and(|batch| batch.holds_bitmap(block));
             let settled = !is_dirty && !in_commit;
             return Ok(placed(block, part, at, settled, PlaceNote::Nothing));
         }

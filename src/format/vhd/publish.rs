@@ -92,9 +92,9 @@ impl VhdLeaf {
     }
 
     fn snapshot_bitmap(&mut self, block: BlockIndex, batch: &mut Batch) {
-        let Ok((BatEntry::At(slot), _)) = self.layer.table.entry(block) else { return };
-        if let Some(bits) = self.layer.bitmaps.find(block) {
-            batch.bitmaps.push((block, slot.offset(), bits.to_vec()));
+        // Not asked of the table: its page may have been dropped since.
+        if let Some((at, bits)) = self.layer.bitmaps.placed(block) {
+            batch.bitmaps.push((block, at, bits.to_vec()));
         }
     }
 
@@ -109,8 +109,8 @@ impl VhdLeaf {
             let (at, bytes) = self.layer.table.sectors(first, count);
             wave.writes.push((file_at(at), bytes));
         }
-        for (_, at, bits) in &batch.bitmaps {
-            wave.writes.push((file_at(*at), bits.clone()));
+        for (_, at, bits) in &mut batch.bitmaps {
+            wave.writes.push((file_at(*at), std::mem::take(bits)));
         }
         for block in &batch.published {
             if let Some(fresh) = self.fresh.get_mut(block)
@@ -158,10 +158,10 @@ impl VhdLeaf {
         self.unpublished.remove(&block);
         let sectors = self.layer.geometry.sectors_on_disk(block);
         let differencing = self.layer.differencing;
-        if fresh.slot.is_none() {
+        let Some(slot) = fresh.slot else {
             self.layer.table.uncover(block, false);
             return;
-        }
+        };
         if !differencing && !fresh.tainted {
             self.layer.table.uncover(block, true);
             return;
@@ -170,7 +170,7 @@ impl VhdLeaf {
         self.layer.table.uncover(block, full);
         if !full {
             let holds = fresh.writers + u32::from(fresh.changed);
-            self.layer.bitmaps.insert(block, fresh.bits, holds);
+            self.layer.bitmaps.insert(block, slot.offset(), fresh.bits, holds);
             if fresh.changed {
                 self.dirty_bits.insert(block);
             }
@@ -188,6 +188,10 @@ impl VhdLeaf {
         }
         for block in batch.published {
             if let Some(fresh) = self.fresh.get_mut(&block) {
+                // Released, and given a new home since the snapshot: what lands there decides.
+                if fresh.slot.is_some() && fresh.stage == Stage::Reserved {
+                    continue;
+                }
                 if fresh.stage == Stage::Publishing {
                     fresh.stage = Stage::Reserved;
                 }

@@ -49,7 +49,7 @@ impl Uring {
         if !state.closing || state.receiving.is_some() || state.sending.is_some() {
             return;
         }
-        if let Some(state) = self.sockets.remove(socket.0) {
+        if let Some(state) = self.sockets.retire(socket.0) {
             self.give_slot(state.slot);
             self.ready.push(Event::Closed { socket });
         }

@@ -20,6 +20,7 @@ impl NbdClient {
     ) {
         let InFlight { request, lease } = self.requests.remove(slot as usize);
         let cookie = request.cookie;
+        self.maps -= usize::from(matches!(request.command, Command::BlockStatus { .. }));
         match (result, &request.command, lease) {
             (Err(fault), _, lease) => {
                 tracing::warn!(%fault, command = ?request.command, "a request failed");

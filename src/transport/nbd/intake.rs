@@ -1,5 +1,7 @@
 //! The client's byte stream: headers, payloads and what is to be skipped.
 
+use std::time::Instant;
+
 use ::nbd::transmission::{Command, Parsed, Request as NbdRequest};
 use ::nbd::wire::Errno;
 
@@ -17,6 +19,10 @@ const INBOX_BYTES: usize = 128 << 10;
 const DIRECT_BYTES: u32 = 32 << 10;
 /// Runs asked for in one block status.
 const MAX_RUNS: u32 = 8192;
+/// What the answer to one block status may take.
+const MAP_REPLY_BYTES: usize = MAX_RUNS as usize * 8;
+/// Bytes of replies, data left out, that may wait to be sent, those of maps in flight included.
+const MAX_REPLY_BYTES: usize = 256 << 10;
 /// A cache request reads at most this much ahead.
 const MAX_CACHE_BYTES: u64 = 8 << 20;
 
@@ -142,7 +148,9 @@ impl NbdClient {
     }
 
     fn header(&mut self, cx: &mut Context<'_>) -> Step {
-        if self.requests.len() >= MAX_REQUESTS {
+        // Replies wait in our own memory: who does not read them is not listened to either.
+        let replies = self.out.own_len() + self.maps * MAP_REPLY_BYTES;
+        if self.requests.len() >= MAX_REQUESTS || replies >= MAX_REPLY_BYTES {
             return Step::Pause;
         }
         match self.gate.parse(self.inbox.unread()) {
@@ -201,6 +209,7 @@ impl NbdClient {
         };
         self.leased_bytes += u64::from(lease.len());
         if matches!(request.command, Command::Write { .. }) {
+            self.payload_since = Some(Instant::now());
             self.input = Input::Payload { request, lease, filled: 0 };
         } else {
             self.submit(cx, request, Some(lease));
@@ -222,6 +231,7 @@ impl NbdClient {
         self.inbox.skip(count);
         let missing = lease.len() - end;
         if missing == 0 {
+            self.payload_since = None;
             self.submit(cx, request, Some(lease));
             return Step::On;
         }
@@ -265,6 +275,7 @@ impl NbdClient {
             }
             _ => Request::Flush,
         };
+        self.maps += usize::from(matches!(request.command, Command::BlockStatus { .. }));
         let slot = self.requests.insert(InFlight { request, lease });
         cx.submit(slot as u32, asked);
     }

@@ -6,6 +6,8 @@
 mod answer;
 mod intake;
 
+use std::time::Instant;
+
 use slab::Slab;
 
 use ::nbd::export::{BlockSize, Capabilities, Export};
@@ -76,6 +78,8 @@ pub struct NbdClient {
     input: Input,
     receiving: bool,
     requests: Slab<InFlight>,
+    /// How many of them are block status.
+    maps: usize,
     /// Bytes of leases taken and not given back.
     leased_bytes: u64,
     /// What is to be sent next, and the memory it names.
@@ -84,6 +88,10 @@ pub struct NbdClient {
     /// The memory of the send in flight.
     sent_leases: Vec<Lease>,
     sending: bool,
+    /// Since when the peer has been due to take the send in flight.
+    sending_since: Option<Instant>,
+    /// Since when the payload whose memory was granted has been due.
+    payload_since: Option<Instant>,
     /// A list whose buffers wait to be used again.
     spare: SendList,
     ending: Ending,
@@ -102,11 +110,14 @@ impl NbdClient {
             input: Input::Header,
             receiving: false,
             requests: Slab::new(),
+            maps: 0,
             leased_bytes: 0,
             out: SendList::new(),
             out_leases: Vec::new(),
             sent_leases: Vec::new(),
             sending: false,
+            sending_since: None,
+            payload_since: None,
             spare: SendList::new(),
             ending: Ending::No,
         }
@@ -140,6 +151,7 @@ impl NbdClient {
         let list = std::mem::replace(&mut self.out, std::mem::take(&mut self.spare));
         self.sent_leases.append(&mut self.out_leases);
         self.sending = true;
+        self.sending_since = Some(Instant::now());
         cx.send(list);
     }
 }
@@ -164,6 +176,7 @@ impl Client for NbdClient {
 
     fn sent(&mut self, cx: &mut Context<'_>, list: SendList, result: Result<(), IoError>) -> Fate {
         self.sending = false;
+        self.sending_since = None;
         self.spare = list;
         self.spare.clear();
         for lease in std::mem::take(&mut self.sent_leases) {
@@ -201,6 +214,11 @@ impl Client for NbdClient {
     fn cut(&mut self, _cx: &mut Context<'_>) -> Fate {
         self.end(Ending::Dead);
         self.fate()
+    }
+
+    fn owes_since(&self) -> Option<Instant> {
+        let send = self.sending_since.filter(|_| !self.sent_leases.is_empty());
+        send.into_iter().chain(self.payload_since).min()
     }
 
     fn closed(&mut self, arena: &mut Arena) {
