@@ -12,6 +12,9 @@ use super::request::{Answer, Fault, FaultKind, Reply, Request, RequestId};
 use super::task::{Outbox, Parking, Purpose, Task, TaskKey, WaitFor};
 use super::units::{ByteLen, DiskOffset, Extent, SECTOR};
 
+/// Waiting tasks looked at when a task ends.
+const MAX_ADMISSIONS: usize = 64;
+
 /// A virtual disk over a chain of layers.
 pub struct Disk {
     pub(super) size: ByteLen,
@@ -23,6 +26,8 @@ pub struct Disk {
     replies: VecDeque<Reply>,
     /// Tasks that wait until an overlapping task ends.
     waiting: VecDeque<TaskKey>,
+    /// Waiting tasks are being admitted.
+    admitting: bool,
     /// Exclusive tasks among the admitted.
     exclusives: usize,
     /// Data was written since the last barrier began.
@@ -55,6 +60,7 @@ impl Disk {
             commit: Commit::default(),
             replies: VecDeque::new(),
             waiting: VecDeque::new(),
+            admitting: false,
             exclusives: 0,
             unsynced: false,
             stopped: None,
@@ -327,15 +333,29 @@ impl Disk {
         self.admit_waiting();
     }
 
+    /// Lets tasks run whose way is clear now. A loop and not a recursion: a task that is admitted
+    /// may end at once and come here again, and thousands may wait.
     fn admit_waiting(&mut self) {
-        for _ in 0..self.waiting.len() {
-            let Some(key) = self.waiting.pop_front() else { return };
-            if self.conflicts(key) {
-                self.waiting.push_back(key);
-            } else {
-                self.admit(key);
+        if self.admitting {
+            return;
+        }
+        self.admitting = true;
+        let mut moved = true;
+        while moved && !self.waiting.is_empty() {
+            moved = false;
+            // Those not looked at now are looked at when the next task ends. If none runs, the
+            // first has nothing to conflict with.
+            for _ in 0..self.waiting.len().min(MAX_ADMISSIONS) {
+                let Some(key) = self.waiting.pop_front() else { break };
+                if self.conflicts(key) {
+                    self.waiting.push_back(key);
+                } else {
+                    moved = true;
+                    self.admit(key);
+                }
             }
         }
+        self.admitting = false;
     }
 
     /// Parks a task until the page was learnt, and sees to it that somebody reads it.
