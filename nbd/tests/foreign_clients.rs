@@ -11,11 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use orlop_nbd::fuzz::OneDisk;
-use orlop_nbd::reply::block_status;
-use orlop_nbd::wire::allocation;
+use orlop_nbd::wire::{allocation, dirty};
 use orlop_nbd::{
-    Body, Bytes, Command, Errno, Extent, Handshake, HandshakeLimits, Parsed, Piece, Progress,
-    Request, Segment, Session, Transmission,
+    Body, Bytes, Command, ContextName, Errno, Extent, Handshake, HandshakeLimits, Parsed, Piece,
+    Progress, Request, Segment, Session, Transmission,
 };
 
 const DISK_LEN: usize = 8 << 20;
@@ -108,10 +107,15 @@ fn serve(mut stream: UnixStream, disk: &Disk) -> Result<()> {
         want(&mut input, gate.header_len())?;
         let mut out = Vec::new();
         match gate.parse(&input) {
-            Parsed::Incomplete => unreachable!("the whole header is there"),
+            // A filter is a row of words, so at least one of them is missing.
+            Parsed::Incomplete => {
+                let more = input.len() + 4;
+                want(&mut input, more)?;
+                continue;
+            }
             Parsed::Disconnect | Parsed::Violation(_) => return Ok(()),
-            Parsed::Refused { cookie, error, text, consumed, payload } => {
-                gate.reply_style().error(&mut out, cookie, error, text);
+            Parsed::Refused { echo, error, text, consumed, payload } => {
+                gate.reply_style().error(&mut out, echo, error, None, text);
                 want(&mut input, consumed + payload as usize)?;
                 input.drain(..consumed + payload as usize);
             }
@@ -164,26 +168,40 @@ fn carry_out(
                 }
             }
         }
-        Command::BlockStatus { .. } => {
-            let extents = disk[start..].chunks(GRAIN).map(|run| {
-                let hole = if is_zero(run) { allocation::HOLE | allocation::ZERO } else { 0 };
-                Extent { length: Bytes(run.len() as u64), flags: hole }
-            });
-            let id = session.contexts[0].id;
-            block_status(out, request, id, extents, true).expect("the disk goes on");
+        Command::BlockStatus { contexts, .. } => {
+            for context in session.contexts.iter().filter(|one| contexts.contains(one.id)) {
+                let extents = disk[start..].chunks(GRAIN).map(|run| {
+                    let flags = flags_of(&context.name, is_zero(run));
+                    Extent { length: Bytes(run.len() as u64), flags }
+                });
+                let done = contexts.last() == Some(context.id);
+                let told = style.block_status(out, request, context.id, extents, done);
+                told.expect("the disk goes on");
+            }
         }
         Command::WriteZeroes { fast: true, .. } => {
-            style.error(out, request.cookie, Errno::ENOTSUP, "zeroing is not fast here");
+            let text = "zeroing is not fast here";
+            style.error(out, request.echo(), Errno::ENOTSUP, None, text);
         }
         Command::Write { .. } => {
             disk[range].copy_from_slice(payload);
-            style.done(out, request.cookie);
+            out.extend_from_slice(&style.done(request.echo()));
         }
         Command::WriteZeroes { .. } | Command::Trim { .. } => {
             disk[range].fill(0);
-            style.done(out, request.cookie);
+            out.extend_from_slice(&style.done(request.echo()));
         }
-        Command::Flush | Command::Cache => style.done(out, request.cookie),
+        Command::Flush | Command::Cache => out.extend_from_slice(&style.done(request.echo())),
+    }
+}
+
+/// One layer that holds what is not zero.
+fn flags_of(context: &ContextName, zero: bool) -> u32 {
+    match context {
+        ContextName::Allocation if zero => allocation::HOLE | allocation::ZERO,
+        ContextName::Allocation => 0,
+        ContextName::AllocationDepth => u32::from(!zero),
+        ContextName::DirtyBitmap(_) => u32::from(!zero) * dirty::DIRTY,
     }
 }
 

@@ -156,9 +156,9 @@ impl NbdClient {
                 self.end(Ending::Dead);
                 Step::Pause
             }
-            Parsed::Refused { cookie, error, text, consumed, payload } => {
+            Parsed::Refused { echo, error, text, consumed, payload } => {
                 self.inbox.skip(consumed);
-                self.push_error(cookie, error, None, text);
+                self.push_error(echo, error, None, text);
                 self.input = Input::Skip { left: u64::from(payload) };
                 Step::On
             }
@@ -175,7 +175,7 @@ impl NbdClient {
 
     /// Refuses a request here and now; its payload is skipped.
     fn refuse(&mut self, request: &NbdRequest, error: Errno, text: &str) {
-        self.push_error(request.cookie, error, None, text);
+        self.push_error(request.echo(), error, None, text);
         self.input = Input::Skip { left: request.payload().0 };
     }
 
@@ -260,7 +260,7 @@ impl NbdClient {
             (Command::WriteZeroes { fua, no_hole, .. }, _) => {
                 Request::Zero { extent, may_unmap: !no_hole, fua }
             }
-            (Command::BlockStatus { req_one }, _) => {
+            (Command::BlockStatus { req_one, .. }, _) => {
                 Request::Map { extent, limit: if req_one { 1 } else { MAX_RUNS } }
             }
             _ => Request::Flush,
