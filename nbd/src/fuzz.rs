@@ -114,20 +114,43 @@ pub fn transmission(bytes: &[u8]) {
         (true, HeaderFormat::Extended),
     ];
     for (structured, headers) in kinds {
-        let export = OneDisk::new().0;
-        let selected = export.contexts.iter().filter(|_| structured).cloned();
-        let numbered = (1..).map(ContextId).zip(selected);
-        let contexts = numbered.map(|(id, name)| Context { id, name }).collect();
-        let session = Session {
-            export,
-            structured,
-            contexts,
-            no_zeroes: true,
-            headers,
-            leftover: Vec::new(),
-        };
+        let session = session(structured, headers);
         stream(&Transmission::new(&session), &session, bytes);
     }
+}
+
+/// What an extended session makes of `bytes` that arrive in two parts, the first `cut` long.
+#[must_use]
+pub fn requests(bytes: &[u8], cut: usize) -> Vec<Parsed> {
+    let gate = Transmission::new(&session(true, HeaderFormat::Extended));
+    let (mut arrived, mut at, mut found) = (cut.min(bytes.len()), 0_usize, Vec::new());
+    loop {
+        let parsed = gate.parse(bytes.get(at..arrived).unwrap_or_default());
+        let (consumed, payload) = match &parsed {
+            Parsed::Incomplete if arrived < bytes.len() => {
+                arrived = bytes.len();
+                continue;
+            }
+            Parsed::Incomplete => return found,
+            Parsed::Disconnect | Parsed::Violation(_) => {
+                found.push(parsed);
+                return found;
+            }
+            Parsed::Refused { consumed, payload, .. } => (*consumed, u64::from(*payload)),
+            Parsed::Request { request, consumed } => (*consumed, request.payload().0),
+        };
+        let skip = usize::try_from(payload).unwrap_or(usize::MAX).saturating_add(consumed);
+        at = at.saturating_add(skip);
+        found.push(parsed);
+    }
+}
+
+fn session(structured: bool, headers: HeaderFormat) -> Session {
+    let export = OneDisk::new().0;
+    let selected = export.contexts.iter().filter(|_| structured).cloned();
+    let contexts = (1..).map(ContextId).zip(selected).map(|(id, name)| Context { id, name });
+    let contexts = contexts.collect();
+    Session { export, structured, contexts, no_zeroes: true, headers, leftover: Vec::new() }
 }
 
 /// Walks a stream as a server would and checks what the gate promises about each request.

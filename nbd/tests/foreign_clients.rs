@@ -50,8 +50,13 @@ impl Server {
         format!("nbd+unix:///disk?socket={}", self.path.display())
     }
 
-    /// What a tool printed, or `None` if it is not installed; a failing tool fails the test.
+    /// What a tool printed on its output, or `None` if it is not installed; a failing tool fails the test.
     fn run(&self, tool: &str, arguments: &[&str]) -> Option<String> {
+        self.run_all(tool, arguments).map(|(text, _)| text)
+    }
+
+    /// The same, and what it printed as errors.
+    fn run_all(&self, tool: &str, arguments: &[&str]) -> Option<(String, String)> {
         let output = match Process::new(tool).args(arguments).output() {
             Ok(output) => output,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -67,7 +72,8 @@ impl Server {
             return None;
         }
         assert!(output.status.success(), "{tool} {arguments:?}: {text}{complaint}");
-        Some(text)
+        let complaint = complaint.into_owned();
+        Some((text, complaint))
     }
 }
 
@@ -264,11 +270,41 @@ fn qemu_io_writes_reads_zeroes_and_discards() {
         "flush",
         "read -P 0 1M 64k",
     ];
-    let mut arguments = vec!["-f", "raw"];
+    let mut arguments = vec!["--trace", "nbd_receive_option_reply", "-f", "raw"];
     arguments.extend(script.iter().flat_map(|command| ["-c", command]));
     arguments.push(&uri);
-    if let Some(text) = server.run("qemu-io", &arguments) {
+    if let Some((text, traced)) = server.run_all("qemu-io", &arguments) {
         assert!(!text.contains("failed") && !text.contains("error"), "{text}");
+        // Since 8.2 QEMU asks for extended headers by itself, so all of this went through them.
+        assert!(traced.contains("11 (extended headers), type 1 (ack)"), "{traced}");
+    }
+}
+
+#[test]
+fn nbdinfo_and_qemu_img_map_the_contexts_of_qemu() {
+    let server = Server::start("contexts");
+    server.disk.lock().expect("no server thread panics")[GRAIN..3 * GRAIN].fill(7);
+    let rest = (DISK_LEN - 3 * GRAIN).to_string();
+    for context in ["qemu:allocation-depth", "qemu:dirty-bitmap:leaf"] {
+        let map = format!("--map={context}");
+        if let Some(map) = server.run("nbdinfo", &[&map, &server.uri()]) {
+            let words: Vec<Vec<&str>> =
+                map.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
+            let expected = [["0", "4096", "0"], ["4096", "8192", "1"], ["12288", &rest, "0"]];
+            assert_eq!(words, expected, "{context}");
+        }
+        let options = format!(
+            "driver=nbd,server.type=unix,server.path={},export=disk,x-dirty-bitmap={context}",
+            server.path.display()
+        );
+        let arguments = ["map", "--output=json", "--image-opts", &options];
+        if let Some(map) = server.run("qemu-img", &arguments) {
+            // What is dirty, or of the top layer, QEMU shows as no data.
+            let dirty: Vec<&str> =
+                map.lines().filter(|line| line.contains(r#""data": false"#)).collect();
+            assert_eq!(dirty.len(), 1, "{map}");
+            assert!(dirty[0].contains(r#""start": 4096, "length": 8192"#), "{map}");
+        }
     }
 }
 
