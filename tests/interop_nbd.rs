@@ -383,7 +383,9 @@ fn libnbd_scripts_find_nothing_wrong_on_any_image_and_host() {
         let folder = TempDir::new().unwrap();
         let path = image(&folder, kind, 96 * MIB);
         let server = Server::start(&path, mode);
-        for check in ["options", "unaligned", "chunks", "status", "connections", "pipeline"] {
+        for check in
+            ["options", "unaligned", "chunks", "status", "contexts", "connections", "pipeline"]
+        {
             python(check, &[server.uri()]);
         }
         python("large", &[server.uri()]);

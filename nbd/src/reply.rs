@@ -248,13 +248,13 @@ impl ReplyStyle {
         Ok(())
     }
 
-    /// Appends one context's BLOCK_STATUS chunk; a request is answered with one per selected context,
-    /// `done` on the last.
+    /// Appends one context's BLOCK_STATUS chunk; a request is answered with one per context it
+    /// asks about, `done` on the last.
     ///
     /// `extents` start at the request's offset and must not leave the export. Equal neighbours are
     /// joined, and reading stops at the request's end: the last extent may reach beyond it, except
-    /// under REQ_ONE, which gets one extent inside the range. Fewer extents than the range needs are
-    /// a legal answer, and so is stopping after [`EXTENTS_MAX`].
+    /// under REQ_ONE, which gets one extent inside the range. Fewer extents than the range needs
+    /// are a legal answer, and so is stopping after [`EXTENTS_MAX`].
     ///
     /// # Errors
     /// The request is not BLOCK_STATUS, replies are simple, or there is no extent; `out` is then as

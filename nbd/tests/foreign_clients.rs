@@ -50,7 +50,7 @@ impl Server {
         format!("nbd+unix:///disk?socket={}", self.path.display())
     }
 
-    /// What a tool printed on its output, or `None` if it is not installed; a failing tool fails the test.
+    /// What a tool printed, or `None` if it is not installed; a failing tool fails the test.
     fn run(&self, tool: &str, arguments: &[&str]) -> Option<String> {
         self.run_all(tool, arguments).map(|(text, _)| text)
     }
