@@ -100,7 +100,8 @@ fn nbdinfo_understands_everything_it_is_told() {
         let export = &told["exports"][0];
         assert_eq!(export["export-size"], 16 * MIB);
         assert_eq!(export["is_read_only"], false);
-        assert_eq!(export["contexts"][0], "base:allocation");
+        let contexts = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:leaf"];
+        assert_eq!(export["contexts"], serde_json::json!(contexts));
         for can in ["flush", "fua", "trim", "zero", "df", "multi-conn", "write"] {
             run("nbdinfo", &["--can", can, server.uri()]);
         }
@@ -201,6 +202,134 @@ fn qemu_io_zeroes_discards_flushes_and_verifies_patterns() {
     });
 }
 
+/// The server's socket, for a client that knows no URIs.
+fn socket_of(server: &Server) -> &str {
+    server.uri().split_once("socket=").unwrap().1
+}
+
+#[test]
+fn qemu_asks_for_extended_headers_and_zeroes_more_than_32_bits_can_say() {
+    if !have(&["qemu-io"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    for kind in Kind::ALL {
+        let path = image(&folder, kind, 12 << 30);
+        let server = Server::start(&path, &[]);
+        let steps =
+            ["write -P 7 6G 64k", "write -z -n -u 0 11G", "read -P 0 6G 64k", "map", "flush"];
+        let mut words = vec!["--trace", "nbd_receive_option_reply", "--trace", "nbd_send_request"];
+        words.extend(["-f", "raw"]);
+        words.extend(steps.iter().flat_map(|step| ["-c", step]));
+        words.push(server.uri());
+        let output = run_any("qemu-io", &words);
+        let said = foreign::told("qemu-io", &words, &output);
+        assert!(output.status.success() && !said.contains("failed"), "{said}");
+        // Nothing is shown without a request that only a 64-bit length can carry.
+        assert!(said.contains("11 (extended headers), type 1 (ack)"), "{said}");
+        let zeroed = said.lines().find(|line| line.contains("type = 6 (write zeroes)"));
+        assert!(zeroed.unwrap().contains(".len = 11811160064"), "{said}");
+        server.close();
+        check(kind, &path);
+    }
+}
+
+#[test]
+fn extended_headers_hold_every_rule_over_a_raw_socket() {
+    let folder = TempDir::new().unwrap();
+    let script = script("nbd_extended.py");
+    for mode in MODES.iter().filter(|mode| sessions::has_ring() || !mode.contains(&"uring")) {
+        let path = image(&folder, Kind::Chain, 16 << 30);
+        let server = Server::start(&path, mode);
+        run(PYTHON, &[script.as_str(), socket_of(&server)]);
+        server.close();
+        check(Kind::Chain, &path);
+    }
+}
+
+/// A child over a parent: 8 MiB in the parent, 64 KiB over them in the child and 64 KiB beside.
+fn two_layers(folder: &TempDir) -> PathBuf {
+    let (base, top) = (folder.path().join("base.vhd"), folder.path().join("top.vhd"));
+    orlop(&["create", text(&base), "-s", "64M"]);
+    let server = Server::start(&base, &[]);
+    run("qemu-io", &["-f", "raw", "-c", "write -P 1 0 8M", server.uri()]);
+    server.close();
+    orlop(&["create", text(&top), "--parent", text(&base)]);
+    let server = Server::start(&top, &[]);
+    let over = ["-c", "write -P 2 4M 64k", "-c", "write -P 3 20M 64k"];
+    run("qemu-io", &[&["-f", "raw"], &over[..], &[server.uri()]].concat());
+    server.close();
+    top
+}
+
+/// What nbdinfo and qemu-img must say of `two_layers`, as (start, length, value).
+const DEPTHS: [(u64, u64, u64); 6] = [
+    (0, 4 * MIB, 2),
+    (4 * MIB, 65536, 1),
+    (4 * MIB + 65536, 4 * MIB - 65536, 2),
+    (8 * MIB, 12 * MIB, 0),
+    (20 * MIB, 65536, 1),
+    (20 * MIB + 65536, 44 * MIB - 65536, 0),
+];
+const DIRTY: [(u64, u64, u64); 5] = [
+    (0, 4 * MIB, 0),
+    (4 * MIB, 65536, 1),
+    (4 * MIB + 65536, 16 * MIB - 65536, 0),
+    (20 * MIB, 65536, 1),
+    (20 * MIB + 65536, 44 * MIB - 65536, 0),
+];
+
+#[test]
+fn nbdinfo_tells_the_layer_of_each_extent_and_what_the_leaf_changed() {
+    if !have(&["nbdinfo", "qemu-io"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let server = Server::start(&two_layers(&folder), &["--read-only"]);
+    for (context, expected) in
+        [("qemu:allocation-depth", &DEPTHS[..]), ("qemu:dirty-bitmap:leaf", &DIRTY)]
+    {
+        let map = run("nbdinfo", &["--json", &format!("--map={context}"), server.uri()]);
+        let map: Vec<serde_json::Value> = serde_json::from_str(&map).unwrap();
+        let word = |run: &serde_json::Value, name: &str| run[name].as_u64().unwrap();
+        let found: Vec<_> = map
+            .iter()
+            .map(|run| (word(run, "offset"), word(run, "length"), word(run, "type")))
+            .collect();
+        assert_eq!(found, expected, "{context}");
+    }
+    server.close();
+}
+
+#[test]
+fn qemu_img_maps_allocation_depth_and_the_leafs_bitmap() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let server = Server::start(&two_layers(&folder), &["--read-only"]);
+    for context in ["qemu:allocation-depth", "qemu:dirty-bitmap:leaf"] {
+        let options = format!(
+            "driver=nbd,server.type=unix,server.path={},x-dirty-bitmap={context}",
+            socket_of(&server)
+        );
+        let map = run("qemu-img", &["map", "--output=json", "--image-opts", &options]);
+        let map: Vec<serde_json::Value> = serde_json::from_str(&map).unwrap();
+        // QEMU reports a bitmap as holes: what is set is no data, and what is above 1 is zero.
+        let found: Vec<_> = map
+            .iter()
+            .map(|run| {
+                let data = run["data"].as_bool().unwrap();
+                let value = if !data { 1 } else { 2 * u64::from(run["zero"] == true) };
+                (run["start"].as_u64().unwrap(), run["length"].as_u64().unwrap(), value)
+            })
+            .collect();
+        let expected = if context.ends_with("leaf") { &DIRTY[..] } else { &DEPTHS };
+        assert_eq!(found, expected, "{context}");
+    }
+    server.close();
+}
+
 #[test]
 fn fio_verifies_its_checksums_at_every_depth() {
     if !have(&["fio"]) {
@@ -254,7 +383,9 @@ fn libnbd_scripts_find_nothing_wrong_on_any_image_and_host() {
         let folder = TempDir::new().unwrap();
         let path = image(&folder, kind, 96 * MIB);
         let server = Server::start(&path, mode);
-        for check in ["options", "unaligned", "chunks", "status", "connections", "pipeline"] {
+        for check in
+            ["options", "unaligned", "chunks", "status", "contexts", "connections", "pipeline"]
+        {
             python(check, &[server.uri()]);
         }
         python("large", &[server.uri()]);

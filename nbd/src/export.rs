@@ -5,6 +5,7 @@
 
 use thiserror::Error;
 
+use crate::options::ContextName;
 use crate::units::Bytes;
 use crate::wire::transmission_flag;
 
@@ -21,6 +22,8 @@ pub struct Export {
     pub capabilities: Capabilities,
     /// The block sizes it asks for.
     pub block_size: BlockSize,
+    /// The metadata contexts it has, in the order to list them; at most 64 count.
+    pub contexts: Vec<ContextName>,
 }
 
 /// What an export can do. DF is not here: it comes with structured replies.

@@ -5,9 +5,9 @@
 
 use crate::export::{BlockSize, Capabilities, Export, ExportEntry, Exports};
 use crate::handshake::{Context, ContextName, Handshake, HandshakeLimits, Progress, Session};
-use crate::transmission::{PAYLOAD_MAX, Parsed, Transmission};
+use crate::transmission::{Command, PAYLOAD_MAX, Parsed, Transmission};
 use crate::units::{Bytes, ContextId};
-use crate::wire::{HeaderFormat, REQUEST_LEN};
+use crate::wire::HeaderFormat;
 
 /// A small set of exports that answers the empty name and `disk`, for tests.
 #[derive(Clone, Debug)]
@@ -33,6 +33,11 @@ impl OneDisk {
                 rotational: false,
             },
             block_size: BlockSize::default(),
+            contexts: vec![
+                ContextName::Allocation,
+                ContextName::AllocationDepth,
+                ContextName::DirtyBitmap("leaf".to_owned()),
+            ],
         })
     }
 }
@@ -100,22 +105,52 @@ pub fn handshake(bytes: &[u8]) {
     }
 }
 
-/// Any bytes as the stream of a session with structured replies and with simple ones.
+/// Any bytes as the stream of a session with simple replies, with structured ones and with
+/// extended headers.
 pub fn transmission(bytes: &[u8]) {
-    for structured in [false, true] {
-        let session = Session {
-            export: OneDisk::new().0,
-            structured,
-            contexts: vec![
-                Context { id: ContextId(1), name: ContextName::Allocation };
-                usize::from(structured)
-            ],
-            no_zeroes: true,
-            headers: HeaderFormat::default(),
-            leftover: Vec::new(),
-        };
+    let kinds = [
+        (false, HeaderFormat::Compact),
+        (true, HeaderFormat::Compact),
+        (true, HeaderFormat::Extended),
+    ];
+    for (structured, headers) in kinds {
+        let session = session(structured, headers);
         stream(&Transmission::new(&session), &session, bytes);
     }
+}
+
+/// What an extended session makes of `bytes` that arrive in two parts, the first `cut` long.
+#[must_use]
+pub fn requests(bytes: &[u8], cut: usize) -> Vec<Parsed> {
+    let gate = Transmission::new(&session(true, HeaderFormat::Extended));
+    let (mut arrived, mut at, mut found) = (cut.min(bytes.len()), 0_usize, Vec::new());
+    loop {
+        let parsed = gate.parse(bytes.get(at..arrived).unwrap_or_default());
+        let (consumed, payload) = match &parsed {
+            Parsed::Incomplete if arrived < bytes.len() => {
+                arrived = bytes.len();
+                continue;
+            }
+            Parsed::Incomplete => return found,
+            Parsed::Disconnect | Parsed::Violation(_) => {
+                found.push(parsed);
+                return found;
+            }
+            Parsed::Refused { consumed, payload, .. } => (*consumed, u64::from(*payload)),
+            Parsed::Request { request, consumed } => (*consumed, request.payload().0),
+        };
+        let skip = usize::try_from(payload).unwrap_or(usize::MAX).saturating_add(consumed);
+        at = at.saturating_add(skip);
+        found.push(parsed);
+    }
+}
+
+fn session(structured: bool, headers: HeaderFormat) -> Session {
+    let export = OneDisk::new().0;
+    let selected = export.contexts.iter().filter(|_| structured).cloned();
+    let contexts = (1..).map(ContextId).zip(selected).map(|(id, name)| Context { id, name });
+    let contexts = contexts.collect();
+    Session { export, structured, contexts, no_zeroes: true, headers, leftover: Vec::new() }
 }
 
 /// Walks a stream as a server would and checks what the gate promises about each request.
@@ -124,7 +159,7 @@ fn stream(gate: &Transmission, session: &Session, bytes: &[u8]) {
     loop {
         let (consumed, payload) = match gate.parse(rest) {
             Parsed::Incomplete => {
-                assert!(rest.len() < REQUEST_LEN, "a whole header is never incomplete");
+                assert!(rest.len() < gate.question_len(), "a whole question is never incomplete");
                 return;
             }
             Parsed::Disconnect | Parsed::Violation(_) => return,
@@ -134,10 +169,15 @@ fn stream(gate: &Transmission, session: &Session, bytes: &[u8]) {
                 assert!(end.is_some_and(|end| end <= session.export.size.0), "{request:?}");
                 let payload = request.payload().0;
                 assert!(payload <= PAYLOAD_MAX.into(), "{request:?}");
+                if let Command::BlockStatus { contexts, .. } = request.command {
+                    let known = |id: ContextId| id.0 as usize <= session.contexts.len();
+                    assert!(contexts.last().is_some_and(known), "{request:?}");
+                }
                 (consumed, payload)
             }
         };
-        assert_eq!(consumed, REQUEST_LEN, "a judged header is taken off whole");
+        assert!(consumed >= gate.header_len(), "a judged header is taken off whole");
+        assert!(consumed <= gate.question_len().min(rest.len()), "nothing else is");
         let skip = usize::try_from(payload).unwrap_or(usize::MAX).saturating_add(consumed);
         rest = rest.get(skip..).unwrap_or_default();
     }

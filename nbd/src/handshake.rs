@@ -5,18 +5,19 @@
 //! deadline for the whole handshake is the caller's, and it knows no TLS, so STARTTLS is an unknown
 //! option. All growth is bounded by [`HandshakeLimits`].
 
+mod contexts;
+
 use std::fmt::Display;
 
 use crate::export::{BlockSize, Export, Exports};
-use crate::options::{self, Malformed, Purpose, Wanted};
-use crate::units::ContextId;
+use crate::options::{self, Malformed, Wanted};
 use crate::wire::{
     self, CLIENT_FLAGS_LEN, EXPORT_NAME_PADDING, Fields, HeaderFormat, OPTION_HEADER_LEN,
     OPTION_MAGIC, OPTION_REPLY_HEADER_LEN, OptionReply, STRING_MAX, handshake_flag, info, option,
-    option_reply,
+    option_reply, transmission_flag,
 };
 
-pub use crate::options::{Context, ContextName};
+pub use crate::options::{CONTEXTS_MAX, Context, ContextName};
 pub use crate::violation::Violation;
 
 /// The flags of our greeting. The protocol forbids any other bit.
@@ -69,7 +70,7 @@ pub enum Progress {
 pub struct Session {
     /// The export the client chose.
     pub export: Export,
-    /// Structured replies were asked for.
+    /// Structured replies were asked for, or extended headers, which bring them.
     pub structured: bool,
     /// The metadata contexts selected for this very export, in the order of their ids.
     pub contexts: Vec<Context>,
@@ -115,6 +116,7 @@ pub struct Handshake {
     fixed_newstyle: bool,
     no_zeroes: bool,
     structured: bool,
+    headers: HeaderFormat,
     /// What SET_META_CONTEXT selected, and the canonical name of the export it was for.
     selected: Option<(String, Vec<Context>)>,
 }
@@ -136,6 +138,7 @@ impl Handshake {
             fixed_newstyle: false,
             no_zeroes: false,
             structured: false,
+            headers: HeaderFormat::Compact,
             selected: None,
         }
     }
@@ -255,6 +258,7 @@ impl Handshake {
             | option::INFO
             | option::GO
             | option::STRUCTURED_REPLY
+            | option::EXTENDED_HEADERS
             | option::LIST_META_CONTEXT
             | option::SET_META_CONTEXT => {
                 (length > self.limits.option_bytes_max).then_some(Then::TooBig)
@@ -310,6 +314,7 @@ impl Handshake {
             option::GO | option::INFO => return self.info(option, data, exports),
             option::LIST => self.list(data, exports)?,
             option::STRUCTURED_REPLY => self.structured_reply(data)?,
+            option::EXTENDED_HEADERS => self.extended_headers(data)?,
             option::LIST_META_CONTEXT => self.list_contexts(data, exports)?,
             option::SET_META_CONTEXT => self.set_contexts(data, exports)?,
             // `header` keeps data only for the options above.
@@ -319,6 +324,9 @@ impl Handshake {
     }
 
     fn export_name(&mut self, data: &[u8], exports: &dyn Exports) -> Result<Progress, Violation> {
+        if self.headers == HeaderFormat::Extended {
+            return Err(Violation::ExtendedExportName);
+        }
         let name = options::string(data).map_err(|malformed| {
             let (Malformed::Invalid(reason) | Malformed::TooBig(reason)) = malformed;
             let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
@@ -329,7 +337,7 @@ impl Handshake {
             return Err(Violation::UnknownExport { quoted: options::quoted(data) });
         };
         let mut answer = export.size.0.to_be_bytes().to_vec();
-        let flags = export.capabilities.transmission_flags(self.structured);
+        let flags = self.transmission_flags(&export);
         answer.extend_from_slice(&flags.to_be_bytes());
         if !self.no_zeroes {
             answer.resize(answer.len() + EXPORT_NAME_PADDING, 0);
@@ -365,7 +373,7 @@ impl Handshake {
 
     /// The same for INFO and GO, so that asking first and going later agree.
     fn information(&self, export: &Export, wanted: Wanted) -> Vec<Vec<u8>> {
-        let flags = export.capabilities.transmission_flags(self.structured);
+        let flags = self.transmission_flags(export);
         let mut size = info::EXPORT.to_be_bytes().to_vec();
         size.extend_from_slice(&export.size.0.to_be_bytes());
         size.extend_from_slice(&flags.to_be_bytes());
@@ -387,6 +395,13 @@ impl Handshake {
             items.push(item);
         }
         items
+    }
+
+    fn transmission_flags(&self, export: &Export) -> u16 {
+        let flags = export.capabilities.transmission_flags(self.structured);
+        // Told whether or not contexts are selected yet, so that INFO and GO agree.
+        let filters = self.headers == HeaderFormat::Extended && !export.contexts.is_empty();
+        if filters { flags | transmission_flag::BLOCK_STATUS_PAYLOAD } else { flags }
     }
 
     fn list(&mut self, data: &[u8], exports: &dyn Exports) -> Result<(), Violation> {
@@ -423,54 +438,23 @@ impl Handshake {
             let text = "STRUCTURED_REPLY carries no data";
             return self.refuse(option::STRUCTURED_REPLY, option_reply::ERR_INVALID, text);
         }
+        // There is no way back from extended headers to replies that are merely structured.
+        if self.headers == HeaderFormat::Extended {
+            let (kind, text) = (option_reply::ERR_EXT_HEADER_REQD, "headers are extended already");
+            return self.refuse(option::STRUCTURED_REPLY, kind, text);
+        }
         self.structured = true;
         self.acknowledge(option::STRUCTURED_REPLY)
     }
 
-    fn list_contexts(&mut self, data: &[u8], exports: &dyn Exports) -> Result<(), Violation> {
-        const OPTION: u32 = option::LIST_META_CONTEXT;
-        let (name, meant) = match options::context_request(data, Purpose::List) {
-            Ok(request) => request,
-            Err(malformed) => return self.malformed(OPTION, malformed),
-        };
-        if self.look_up(OPTION, name, exports)?.is_none() {
-            return Ok(());
+    fn extended_headers(&mut self, data: &[u8]) -> Result<(), Violation> {
+        if !data.is_empty() {
+            let text = "EXTENDED_HEADERS carries no data";
+            return self.refuse(option::EXTENDED_HEADERS, option_reply::ERR_INVALID, text);
         }
-        // In a list the id is reserved and zero.
-        let listed = meant.into_iter().map(|name| Context { id: ContextId(0), name });
-        self.contexts_reply(OPTION, &listed.collect::<Vec<_>>())
-    }
-
-    fn set_contexts(&mut self, data: &[u8], exports: &dyn Exports) -> Result<(), Violation> {
-        const OPTION: u32 = option::SET_META_CONTEXT;
-        // A selection that fails still replaces the one before it.
-        self.selected = None;
-        if !self.structured {
-            let text = "metadata contexts need structured replies first";
-            return self.refuse(OPTION, option_reply::ERR_INVALID, text);
-        }
-        let (name, meant) = match options::context_request(data, Purpose::Set) {
-            Ok(request) => request,
-            Err(malformed) => return self.malformed(OPTION, malformed),
-        };
-        let Some(export) = self.look_up(OPTION, name, exports)? else { return Ok(()) };
-        let numbered = (1..).zip(meant);
-        let contexts: Vec<_> =
-            numbered.map(|(id, name)| Context { id: ContextId(id), name }).collect();
-        self.contexts_reply(OPTION, &contexts)?;
-        self.selected = Some((export.name, contexts));
-        Ok(())
-    }
-
-    fn contexts_reply(&mut self, option: u32, contexts: &[Context]) -> Result<(), Violation> {
-        let mut answer = Vec::new();
-        for context in contexts {
-            let id = context.id.0.to_be_bytes();
-            let item = [&id[..], context.name.as_str().as_bytes()].concat();
-            append_reply(&mut answer, option, option_reply::META_CONTEXT, &item);
-        }
-        append_reply(&mut answer, option, option_reply::ACK, &[]);
-        self.say(&answer)
+        self.structured = true;
+        self.headers = HeaderFormat::Extended;
+        self.acknowledge(option::EXTENDED_HEADERS)
     }
 
     /// The export of that name, or `None` after the client was told why not.
@@ -503,7 +487,7 @@ impl Handshake {
             structured: self.structured,
             contexts,
             no_zeroes: self.no_zeroes,
-            headers: HeaderFormat::Compact,
+            headers: self.headers,
             leftover: Vec::new(),
         }
     }

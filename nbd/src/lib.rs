@@ -21,9 +21,9 @@ pub mod wire;
 
 pub use export::{BlockSize, BlockSizeError, Capabilities, Export, ExportEntry, Exports};
 pub use handshake::{
-    Context, ContextName, Handshake, HandshakeLimits, Progress, Session, Violation,
+    CONTEXTS_MAX, Context, ContextName, Handshake, HandshakeLimits, Progress, Session, Violation,
 };
-pub use reply::{Body, Extent, Piece, ReplyError, ReplyStyle, Segment};
-pub use transmission::{Command, Parsed, Request, Transmission};
+pub use reply::{Body, Echo, Extent, Head, Piece, ReplyError, ReplyStyle, Segment};
+pub use transmission::{Command, ContextSet, Parsed, Request, Transmission};
 pub use units::{Bytes, ContextId, Cookie, Offset};
 pub use wire::{Errno, HeaderFormat};

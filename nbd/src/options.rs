@@ -3,12 +3,17 @@
 //! Each parser takes the option's whole data and either consumes all of it or says in one phrase
 //! what is wrong. Nothing here answers, and no client byte leaves this module unescaped.
 
+use std::fmt::{Display, Formatter};
+
 use crate::units::ContextId;
-use crate::wire::{BASE_ALLOCATION, Fields, STRING_MAX, info};
+use crate::wire::{ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP, Fields, STRING_MAX, info};
 
 /// Most metadata queries in one option. Each costs a client four bytes, so without a bound of
 /// their own they would be as many as an option's length allows.
 pub(crate) const QUERIES_MAX: u32 = 1024;
+
+/// Most metadata contexts of one export; the rest of a longer list is not offered.
+pub const CONTEXTS_MAX: usize = 64;
 
 /// Longest piece of a client's text in an error message, in its own bytes before escaping.
 const QUOTED_MAX: usize = 64;
@@ -23,33 +28,49 @@ pub(crate) enum Malformed {
 }
 
 /// A metadata context this crate can serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContextName {
     /// `base:allocation`: holes and zeroes.
     Allocation,
+    /// `qemu:allocation-depth`: the layer in which each extent lies.
+    AllocationDepth,
+    /// `qemu:dirty-bitmap:` and the bitmap's name: what was written since the bitmap began.
+    DirtyBitmap(String),
+}
+
+impl Display for ContextName {
+    /// The name on the wire.
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ContextName::Allocation => f.write_str(BASE_ALLOCATION),
+            ContextName::AllocationDepth => f.write_str(ALLOCATION_DEPTH),
+            ContextName::DirtyBitmap(name) => write!(f, "{DIRTY_BITMAP}{name}"),
+        }
+    }
 }
 
 impl ContextName {
-    /// Every context, in the order in which they are listed.
-    pub(crate) const ALL: [ContextName; 1] = [ContextName::Allocation];
-
-    /// The name on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    fn is_called(&self, query: &str) -> bool {
         match self {
-            ContextName::Allocation => BASE_ALLOCATION,
+            ContextName::Allocation => query == BASE_ALLOCATION,
+            ContextName::AllocationDepth => query == ALLOCATION_DEPTH,
+            ContextName::DirtyBitmap(name) => query.strip_prefix(DIRTY_BITMAP) == Some(name),
         }
     }
 
-    fn namespace(self) -> &'static str {
-        self.as_str().split_once(':').map_or("", |(namespace, _)| namespace)
+    fn is_under(&self, wildcard: &str) -> bool {
+        match self {
+            ContextName::Allocation => wildcard == "base:",
+            ContextName::AllocationDepth => wildcard == "qemu:",
+            ContextName::DirtyBitmap(_) => wildcard == "qemu:" || wildcard == DIRTY_BITMAP,
+        }
     }
 }
 
 /// A context a client selected, and the number that stands for it in BLOCK_STATUS replies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// The number, unique within the connection.
+    /// The number, unique within the connection; the selected contexts count from 1.
     pub id: ContextId,
     /// What it tells.
     pub name: ContextName,
@@ -102,12 +123,43 @@ pub(crate) enum Purpose {
     Set,
 }
 
-/// Reads the data of the metadata options and matches the queries: the export's name and the
-/// contexts meant, each at most once however often it was asked for.
+/// The data of a metadata option: whose contexts are meant, and which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ContextRequest<'a> {
+    pub(crate) export: &'a str,
+    queries: Vec<&'a str>,
+    purpose: Purpose,
+}
+
+impl ContextRequest<'_> {
+    /// The offered contexts that are meant, in the order they are offered, each at most once
+    /// however often it was asked for.
+    pub(crate) fn meant(&self, offered: &[ContextName]) -> Vec<ContextName> {
+        let list = self.purpose == Purpose::List;
+        let all = list && self.queries.is_empty();
+        let asked = |name: &ContextName, query: &&str| {
+            name.is_called(query) || (list && name.is_under(query))
+        };
+        let meant = |name: &&ContextName| {
+            let named = all || self.queries.iter().any(|query| asked(name, query));
+            // A name no client could send back is better left out than sent broken.
+            named && string(name.to_string().as_bytes()).is_ok()
+        };
+        let mut chosen: Vec<ContextName> = Vec::new();
+        for name in offered.iter().filter(meant).take(CONTEXTS_MAX) {
+            if !chosen.contains(name) {
+                chosen.push(name.clone());
+            }
+        }
+        chosen
+    }
+}
+
+/// Reads the data of the metadata options: the export's name and the queries.
 pub(crate) fn context_request(
     data: &[u8],
     purpose: Purpose,
-) -> Result<(&str, Vec<ContextName>), Malformed> {
+) -> Result<ContextRequest<'_>, Malformed> {
     const SHORT: Malformed = Malformed::Invalid("the data ends before its own lengths say");
     let mut fields = Fields(data);
     let export = counted_string(&mut fields)?;
@@ -119,22 +171,19 @@ pub(crate) fn context_request(
     if count > QUERIES_MAX {
         return Err(Malformed::TooBig("too many metadata queries"));
     }
-    let mut meant = [count == 0 && purpose == Purpose::List; ContextName::ALL.len()];
+    let mut queries = Vec::new();
     for _ in 0..count {
         let query = counted_string(&mut fields)?;
-        let (namespace, leaf) =
-            query.split_once(':').ok_or(Malformed::Invalid("a metadata query has no colon"))?;
-        if namespace.is_empty() {
-            return Err(Malformed::Invalid("a metadata query has an empty namespace"));
-        }
-        for (meant, name) in meant.iter_mut().zip(ContextName::ALL) {
-            let wildcard = leaf.is_empty() && purpose == Purpose::List;
-            *meant |= (wildcard && namespace == name.namespace()) || query == name.as_str();
+        match query.split_once(':') {
+            None => return Err(Malformed::Invalid("a metadata query has no colon")),
+            Some(("", _)) => {
+                return Err(Malformed::Invalid("a metadata query has an empty namespace"));
+            }
+            Some(_) => queries.push(query),
         }
     }
     end_of(fields)?;
-    let chosen = ContextName::ALL.into_iter().zip(meant).filter(|(_, meant)| *meant);
-    Ok((export, chosen.map(|(name, _)| name).collect()))
+    Ok(ContextRequest { export, queries, purpose })
 }
 
 /// A client's text for an error message: ASCII, escaped, and short.
@@ -167,6 +216,18 @@ mod tests {
         quoted, string,
     };
     use crate::wire;
+
+    /// What queries choose of three contexts.
+    fn chosen(queries: &[&str], purpose: Purpose) -> Result<Vec<String>, Malformed> {
+        let bitmap = ContextName::DirtyBitmap("leaf".to_owned());
+        let offered = [ContextName::Allocation, ContextName::AllocationDepth, bitmap];
+        let data = wire::context_request("disk", queries);
+        let request = context_request(&data, purpose)?;
+        assert_eq!(request.export, "disk");
+        Ok(request.meant(&offered).iter().map(ToString::to_string).collect())
+    }
+
+    const ALL: [&str; 3] = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:leaf"];
 
     const LENGTHS: [u32; 6] = [0, 1, 4096, 4097, 1 << 31, u32::MAX];
 
@@ -210,35 +271,59 @@ mod tests {
 
     #[test]
     fn no_queries_list_everything_and_select_nothing() {
-        let data = wire::context_request("", &[]);
-        let all = vec![ContextName::Allocation];
-        assert_eq!(context_request(&data, Purpose::List), Ok(("", all)));
-        assert_eq!(context_request(&data, Purpose::Set), Ok(("", vec![])));
+        let all: Vec<String> = ALL.map(str::to_owned).to_vec();
+        assert_eq!(chosen(&[], Purpose::List), Ok(all));
+        assert_eq!(chosen(&[], Purpose::Set), Ok(vec![]));
     }
 
     #[test]
-    fn a_namespace_wildcard_lists_but_does_not_select() {
-        let data = wire::context_request("", &["base:"]);
-        let all = vec![ContextName::Allocation];
-        assert_eq!(context_request(&data, Purpose::List), Ok(("", all)));
-        assert_eq!(context_request(&data, Purpose::Set), Ok(("", vec![])));
-    }
-
-    #[test]
-    fn unknown_namespaces_and_leaves_are_ignored_but_syntax_is_not() {
-        let data = wire::context_request("", &["x-any:thing", "qemu:", "base:future"]);
-        assert_eq!(context_request(&data, Purpose::List), Ok(("", vec![])));
-        for bad in ["", "base", ":", ":allocation"] {
-            let data = wire::context_request("", &[bad]);
-            assert!(context_request(&data, Purpose::Set).is_err(), "{bad:?}");
+    fn a_wildcard_lists_what_is_under_it_but_does_not_select() {
+        let cases: [(&str, &[&str]); 3] =
+            [("base:", &ALL[..1]), ("qemu:", &ALL[1..]), ("qemu:dirty-bitmap:", &ALL[2..])];
+        for (wildcard, under) in cases {
+            let found = chosen(&[wildcard], Purpose::List);
+            assert_eq!(found, Ok(under.iter().map(|name| (*name).to_owned()).collect()));
+            assert_eq!(chosen(&[wildcard], Purpose::Set), Ok(vec![]));
         }
     }
 
     #[test]
-    fn a_context_asked_for_twice_is_meant_once() {
-        let data = wire::context_request("", &["base:allocation", "base:allocation"]);
-        let once = vec![ContextName::Allocation];
-        assert_eq!(context_request(&data, Purpose::Set), Ok(("", once)));
+    fn unknown_namespaces_and_leaves_are_ignored_but_syntax_is_not() {
+        let unknown = [
+            "x-any:thing",
+            "qemu:future",
+            "base:future",
+            "base:allocation:",
+            "qemu:dirty-bitmap",
+            "qemu:dirty-bitmap:other",
+            "qemu:dirty-bitmap:leaf2",
+        ];
+        assert_eq!(chosen(&unknown, Purpose::List), Ok(vec![]));
+        assert_eq!(chosen(&unknown, Purpose::Set), Ok(vec![]));
+        for bad in ["", "base", ":", ":allocation"] {
+            assert!(chosen(&[bad], Purpose::Set).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn contexts_come_in_the_exports_order_and_once_however_they_were_asked_for() {
+        for purpose in [Purpose::List, Purpose::Set] {
+            let found = chosen(&[ALL[2], ALL[0], ALL[2], ALL[0]], purpose);
+            assert_eq!(found, Ok(vec![ALL[0].to_owned(), ALL[2].to_owned()]));
+        }
+    }
+
+    #[test]
+    fn bitmaps_with_names_no_client_could_send_are_not_offered_and_at_most_64_are() {
+        let bitmap = |name: &str| ContextName::DirtyBitmap(name.to_owned());
+        let data = wire::context_request("", &[]);
+        let request = context_request(&data, Purpose::List).expect("it is well-formed");
+        let fits = "x".repeat(4096 - "qemu:dirty-bitmap:".len());
+        let offered = [bitmap("a\0"), bitmap(&"x".repeat(4096)), bitmap(&fits)];
+        assert_eq!(request.meant(&offered), [bitmap(&fits)]);
+        let many: Vec<_> = (0..100).map(|at| bitmap(&at.to_string())).collect();
+        assert_eq!(request.meant(&many), many[..64]);
+        assert_eq!(request.meant(&[bitmap("a"), bitmap("a")]), [bitmap("a")]);
     }
 
     #[test]
@@ -252,8 +337,7 @@ mod tests {
         let many = vec!["x:y"; QUERIES_MAX as usize + 1];
         let data = wire::context_request("", &many);
         assert!(matches!(context_request(&data, Purpose::List), Err(Malformed::TooBig(_))));
-        let data = wire::context_request("", &many[1..]);
-        assert_eq!(context_request(&data, Purpose::List), Ok(("", vec![])));
+        assert_eq!(chosen(&many[1..], Purpose::List), Ok(vec![]));
     }
 
     #[test]

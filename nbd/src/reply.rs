@@ -4,21 +4,19 @@
 //! caller's bytes or zeroes go between them. It refuses segments that do not add up, because a
 //! reply of the wrong length would put the whole connection out of step.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use thiserror::Error;
 
 use crate::transmission::{Command, Request};
 use crate::units::{Bytes, ContextId, Cookie, Offset};
-use crate::wire::{self, CHUNK_HEADER_LEN, Errno, STRING_MAX, chunk};
+use crate::wire::{self, EXTENDED_CHUNK_HEADER_LEN, Errno, STRING_MAX, chunk};
 
 /// Most extents in one BLOCK_STATUS chunk, so that a small request cannot ask for a large reply.
 pub const EXTENTS_MAX: usize = 1 << 16;
 
-/// Header of an OFFSET_DATA chunk up to the data: chunk header and offset.
-pub const OFFSET_DATA_LEN: usize = CHUNK_HEADER_LEN + 8;
-/// A whole OFFSET_HOLE chunk: chunk header, offset and size.
-pub const OFFSET_HOLE_LEN: usize = CHUNK_HEADER_LEN + 12;
+/// The longest [`Head`]: a whole OFFSET_HOLE chunk with an extended header, offset and size.
+const HEAD_MAX: usize = EXTENDED_CHUNK_HEADER_LEN + 12;
 
 /// Longest extent in a 32-bit descriptor. A multiple of 64 KiB, so that cutting a longer one
 /// keeps every legal minimum block size whole.
@@ -31,6 +29,44 @@ pub enum ReplyStyle {
     Simple,
     /// Chunks, with holes and error texts.
     Structured,
+    /// The same with extended headers: 32 bytes each, and extents of 64 bits.
+    Extended,
+}
+
+/// What a reply repeats of the request it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Echo {
+    /// The client's name for it.
+    pub cookie: Cookie,
+    /// Where it starts; only extended replies say so.
+    pub offset: Offset,
+}
+
+/// The fixed part of a reply, on the stack: good replies need no memory of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    bytes: [u8; HEAD_MAX],
+    len: usize,
+}
+
+impl Head {
+    fn of(bytes: &[u8]) -> Head {
+        Head { bytes: [0; HEAD_MAX], len: 0 }.and(bytes)
+    }
+
+    fn and(mut self, more: &[u8]) -> Head {
+        self.bytes[self.len..self.len + more.len()].copy_from_slice(more);
+        self.len += more.len();
+        self
+    }
+}
+
+impl Deref for Head {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 /// A run of a READ's range, in order, as the engine answers it.
@@ -99,30 +135,79 @@ pub enum ReplyError {
 }
 
 impl ReplyStyle {
-    /// Appends the reply of a request that succeeded and returns no data.
-    pub fn done(self, out: &mut Vec<u8>, cookie: Cookie) {
+    /// The whole reply of a request that succeeded and returns no data.
+    #[must_use]
+    pub fn done(self, echo: Echo) -> Head {
         match self {
-            ReplyStyle::Simple => out.extend_from_slice(&wire::simple_reply(cookie, None)),
-            ReplyStyle::Structured => out.extend_from_slice(&none_done(cookie)),
+            ReplyStyle::Simple => Head::of(&wire::simple_reply(echo.cookie, None)),
+            _ => self.chunk(chunk::FLAG_DONE, chunk::NONE, echo, 0),
+        }
+    }
+
+    /// What stands before the data of a READ that is answered in one piece; `length` bytes, more
+    /// than none and at most 64 MiB, must follow.
+    #[must_use]
+    pub fn before_data(self, echo: Echo, length: u32) -> Head {
+        match self {
+            ReplyStyle::Simple => Head::of(&wire::simple_reply(echo.cookie, None)),
+            _ => self.offset_data(echo, echo.offset, length, true),
         }
     }
 
     /// Appends the reply of a request that failed. `text` is for people and reaches the client in
-    /// structured replies only, cut at 4096 bytes. May also end a reply whose chunks were
-    /// partly sent.
-    pub fn error(self, out: &mut Vec<u8>, cookie: Cookie, error: Errno, text: &str) {
-        match self {
-            ReplyStyle::Simple => out.extend_from_slice(&wire::simple_reply(cookie, Some(error))),
-            ReplyStyle::Structured => error_chunk(out, cookie, error, text, None),
+    /// chunks only, cut at 4096 bytes; so does `at`, the place in the export where it happened.
+    /// May also end a reply whose chunks were partly sent.
+    pub fn error(
+        self,
+        out: &mut Vec<u8>,
+        echo: Echo,
+        error: Errno,
+        at: Option<Offset>,
+        text: &str,
+    ) {
+        if self == ReplyStyle::Simple {
+            out.extend_from_slice(&wire::simple_reply(echo.cookie, Some(error)));
+            return;
+        }
+        let text = &text[..text.floor_char_boundary(STRING_MAX)];
+        let text_len = u16::try_from(text.len()).expect("cut at 4096 bytes");
+        let (kind, tail_len) = match at {
+            Some(_) => (chunk::ERROR_OFFSET, 8),
+            None => (chunk::ERROR, 0),
+        };
+        let payload = 4 + 2 + u32::from(text_len) + tail_len;
+        out.extend_from_slice(&self.chunk(chunk::FLAG_DONE, kind, echo, payload));
+        out.extend_from_slice(&error.code().to_be_bytes());
+        out.extend_from_slice(&text_len.to_be_bytes());
+        out.extend_from_slice(text.as_bytes());
+        if let Some(at) = at {
+            out.extend_from_slice(&at.0.to_be_bytes());
         }
     }
 
-    /// The same as [`ReplyStyle::error`], and says where in the export it happened.
-    pub fn error_at(self, out: &mut Vec<u8>, cookie: Cookie, error: Errno, at: Offset, text: &str) {
+    /// The header of a chunk, in the layout of this style. Simple replies have none, and nothing
+    /// here asks for one.
+    fn chunk(self, flags: u16, kind: u16, echo: Echo, payload: u32) -> Head {
+        let Echo { cookie, offset } = echo;
         match self {
-            ReplyStyle::Simple => out.extend_from_slice(&wire::simple_reply(cookie, Some(error))),
-            ReplyStyle::Structured => error_chunk(out, cookie, error, text, Some(at)),
+            ReplyStyle::Extended => {
+                let length = Bytes(payload.into());
+                Head::of(&wire::extended_chunk_header(flags, kind, cookie, offset, length))
+            }
+            _ => Head::of(&wire::chunk_header(flags, kind, cookie, payload)),
         }
+    }
+
+    fn offset_data(self, echo: Echo, at: Offset, length: u32, done: bool) -> Head {
+        let payload = length.saturating_add(8);
+        self.chunk(done_flag(done), chunk::OFFSET_DATA, echo, payload).and(&at.0.to_be_bytes())
+    }
+
+    /// A whole chunk that says `length` bytes read as zero.
+    fn offset_hole(self, echo: Echo, at: Offset, length: u32, done: bool) -> Head {
+        self.chunk(done_flag(done), chunk::OFFSET_HOLE, echo, 12)
+            .and(&at.0.to_be_bytes())
+            .and(&length.to_be_bytes())
     }
 
     /// Plans the reply of a READ that succeeded: appends its headers to `headers` and the steps of
@@ -147,12 +232,11 @@ impl ReplyStyle {
             ReplyStyle::Simple => {
                 headers.extend_from_slice(&wire::simple_reply(request.cookie, None));
             }
-            ReplyStyle::Structured if df && !all_hole => {
-                let header = offset_data(request.cookie, request.offset, length, true);
-                headers.extend_from_slice(&header);
+            _ if df && !all_hole => {
+                headers.extend_from_slice(&self.before_data(request.echo(), length));
             }
-            ReplyStyle::Structured => {
-                chunks(request, segments, length, headers, pieces);
+            _ => {
+                chunks(self, request, segments, length, headers, pieces);
                 return Ok(());
             }
         }
@@ -163,100 +247,90 @@ impl ReplyStyle {
         }
         Ok(())
     }
-}
 
-/// The single chunk that ends a structured reply without data.
-#[must_use]
-pub fn none_done(cookie: Cookie) -> [u8; CHUNK_HEADER_LEN] {
-    wire::chunk_header(chunk::FLAG_DONE, chunk::NONE, cookie, 0)
-}
-
-/// The header of a chunk of data: `length` bytes, more than none and at most 64 MiB, must follow.
-#[must_use]
-pub fn offset_data(cookie: Cookie, at: Offset, length: u32, done: bool) -> [u8; OFFSET_DATA_LEN] {
-    let payload = length.saturating_add(8);
-    let mut bytes = [0; OFFSET_DATA_LEN];
-    let (head, offset) = bytes.split_at_mut(CHUNK_HEADER_LEN);
-    head.copy_from_slice(&wire::chunk_header(done_flag(done), chunk::OFFSET_DATA, cookie, payload));
-    offset.copy_from_slice(&at.0.to_be_bytes());
-    bytes
-}
-
-/// A whole chunk that says `length` bytes, more than none, read as zero.
-#[must_use]
-pub fn offset_hole(cookie: Cookie, at: Offset, length: u32, done: bool) -> [u8; OFFSET_HOLE_LEN] {
-    let mut bytes = [0; OFFSET_HOLE_LEN];
-    let (head, rest) = bytes.split_at_mut(CHUNK_HEADER_LEN);
-    head.copy_from_slice(&wire::chunk_header(done_flag(done), chunk::OFFSET_HOLE, cookie, 12));
-    let (offset, size) = rest.split_at_mut(8);
-    offset.copy_from_slice(&at.0.to_be_bytes());
-    size.copy_from_slice(&length.to_be_bytes());
-    bytes
-}
-
-/// Appends one context's BLOCK_STATUS chunk; a request is answered with one per selected context,
-/// `done` on the last.
-///
-/// `extents` start at the request's offset and must not leave the export. Equal neighbours are
-/// joined, and reading stops at the request's end: the last extent may reach beyond it, except
-/// under REQ_ONE, which gets one extent inside the range. Fewer extents than the range needs are
-/// a legal answer, and so is stopping after [`EXTENTS_MAX`].
-///
-/// # Errors
-/// The request is not BLOCK_STATUS, or there is no extent; `out` is then as it was.
-pub fn block_status(
-    out: &mut Vec<u8>,
-    request: &Request,
-    context: ContextId,
-    extents: impl IntoIterator<Item = Extent>,
-    done: bool,
-) -> Result<(), ReplyError> {
-    let Command::BlockStatus { req_one } = request.command else { return Err(ReplyError::Kind) };
-    let start = out.len();
-    out.extend_from_slice(&[0; CHUNK_HEADER_LEN]);
-    out.extend_from_slice(&context.0.to_be_bytes());
-    let limit = if req_one { 1 } else { EXTENTS_MAX };
-    let mut descriptors = Descriptors { out, written: 0, limit, covered_bytes: 0 };
-    let mut run: Option<Extent> = None;
-    for extent in extents.into_iter().filter(|extent| extent.length.0 > 0) {
-        match &mut run {
-            Some(run) if run.flags == extent.flags => {
-                run.length.0 = run.length.0.saturating_add(extent.length.0);
-            }
-            _ => {
-                if let Some(full) = run.replace(extent) {
-                    descriptors.put(full, request.length, req_one);
+    /// Appends one context's BLOCK_STATUS chunk; a request is answered with one per context it
+    /// asks about, `done` on the last.
+    ///
+    /// `extents` start at the request's offset and must not leave the export. Equal neighbours are
+    /// joined, and reading stops at the request's end: the last extent may reach beyond it, except
+    /// under REQ_ONE, which gets one extent inside the range. Fewer extents than the range needs
+    /// are a legal answer, and so is stopping after [`EXTENTS_MAX`].
+    ///
+    /// # Errors
+    /// The request is not BLOCK_STATUS, replies are simple, or there is no extent; `out` is then as
+    /// it was.
+    pub fn block_status(
+        self,
+        out: &mut Vec<u8>,
+        request: &Request,
+        context: ContextId,
+        extents: impl IntoIterator<Item = Extent>,
+        done: bool,
+    ) -> Result<(), ReplyError> {
+        let Command::BlockStatus { req_one, .. } = request.command else {
+            return Err(ReplyError::Kind);
+        };
+        if self == ReplyStyle::Simple {
+            return Err(ReplyError::Kind);
+        }
+        let wide = self == ReplyStyle::Extended;
+        let kind = if wide { chunk::BLOCK_STATUS_EXT } else { chunk::BLOCK_STATUS };
+        let flags = done_flag(done);
+        let start = out.len();
+        // How long it gets, and how many descriptors, is known only behind them.
+        out.extend_from_slice(&self.chunk(flags, kind, request.echo(), 0));
+        let payload_at = out.len();
+        out.extend_from_slice(&context.0.to_be_bytes());
+        if wide {
+            out.extend_from_slice(&[0; 4]);
+        }
+        let limit = if req_one { 1 } else { EXTENTS_MAX };
+        let mut descriptors = Descriptors { out, written: 0, limit, covered_bytes: 0, wide };
+        let mut run: Option<Extent> = None;
+        for extent in extents.into_iter().filter(|extent| extent.length.0 > 0) {
+            match &mut run {
+                Some(run) if run.flags == extent.flags => {
+                    run.length.0 = run.length.0.saturating_add(extent.length.0);
+                }
+                _ => {
+                    if let Some(full) = run.replace(extent) {
+                        descriptors.put(full, request.length, req_one);
+                    }
                 }
             }
+            let pending = run.map_or(0, |run| run.length.0);
+            // Only the run in hand may cross the end; what comes after it is nobody's question.
+            if descriptors.full()
+                || descriptors.covered_bytes.saturating_add(pending) >= request.length.0
+            {
+                break;
+            }
         }
-        let pending = run.map_or(0, |run| run.length.0);
-        // Only the run in hand may cross the end; what comes after it is nobody's question.
-        if descriptors.full()
-            || descriptors.covered_bytes.saturating_add(pending) >= request.length.0
-        {
-            break;
+        if let Some(last) = run {
+            descriptors.put(last, request.length, req_one);
         }
+        if descriptors.written == 0 {
+            out.truncate(start);
+            return Err(ReplyError::NoExtent);
+        }
+        let count = u32::try_from(descriptors.written).expect("there are at most 65536");
+        if wide {
+            out[payload_at + 4..payload_at + 8].copy_from_slice(&count.to_be_bytes());
+        }
+        let payload = u32::try_from(out.len() - payload_at).expect("65536 extents of 16 bytes fit");
+        out[start..payload_at].copy_from_slice(&self.chunk(flags, kind, request.echo(), payload));
+        Ok(())
     }
-    if let Some(last) = run {
-        descriptors.put(last, request.length, req_one);
-    }
-    if descriptors.written == 0 {
-        out.truncate(start);
-        return Err(ReplyError::NoExtent);
-    }
-    let payload = out.len() - start - CHUNK_HEADER_LEN;
-    let payload = u32::try_from(payload).expect("65536 extents of 8 bytes fit");
-    let header = wire::chunk_header(done_flag(done), chunk::BLOCK_STATUS, request.cookie, payload);
-    out[start..start + CHUNK_HEADER_LEN].copy_from_slice(&header);
-    Ok(())
 }
 
-/// Writes extents as 32-bit descriptors, cutting what is too long for one.
+/// Writes extents as descriptors, cutting what is too long for one of 32 bits.
 struct Descriptors<'a> {
     out: &'a mut Vec<u8>,
     written: usize,
     limit: usize,
     covered_bytes: u64,
+    /// Descriptors of two 64-bit words, not two of 32.
+    wide: bool,
 }
 
 impl Descriptors<'_> {
@@ -269,10 +343,16 @@ impl Descriptors<'_> {
         // Once the range is covered no further descriptor may start, not even the rest of this one.
         while left > 0 && !self.full() && self.covered_bytes < requested.0 {
             let ceiling = if inside { requested.0 - self.covered_bytes } else { u64::MAX };
-            let length = left.min(ceiling).min(EXTENT_BYTES_MAX);
-            let word = u32::try_from(length).expect("EXTENT_BYTES_MAX has 32 bits");
-            self.out.extend_from_slice(&word.to_be_bytes());
-            self.out.extend_from_slice(&extent.flags.to_be_bytes());
+            let mut length = left.min(ceiling);
+            if self.wide {
+                self.out.extend_from_slice(&length.to_be_bytes());
+                self.out.extend_from_slice(&u64::from(extent.flags).to_be_bytes());
+            } else {
+                length = length.min(EXTENT_BYTES_MAX);
+                let word = u32::try_from(length).expect("EXTENT_BYTES_MAX has 32 bits");
+                self.out.extend_from_slice(&word.to_be_bytes());
+                self.out.extend_from_slice(&extent.flags.to_be_bytes());
+            }
             self.written += 1;
             self.covered_bytes = self.covered_bytes.saturating_add(length);
             left -= length;
@@ -332,6 +412,7 @@ fn joined(segments: &[Segment]) -> impl Iterator<Item = Run> {
 }
 
 fn chunks(
+    style: ReplyStyle,
     request: &Request,
     segments: &[Segment],
     length: u32,
@@ -344,30 +425,13 @@ fn chunks(
         let done = run.skip + run.length == length;
         let start = headers.len();
         let body = if run.hole {
-            headers.extend_from_slice(&offset_hole(request.cookie, at, run.length, done));
+            headers.extend_from_slice(&style.offset_hole(request.echo(), at, run.length, done));
             Body::None
         } else {
-            headers.extend_from_slice(&offset_data(request.cookie, at, run.length, done));
+            headers.extend_from_slice(&style.offset_data(request.echo(), at, run.length, done));
             run.body()
         };
         pieces.push(Piece { header: start..headers.len(), body });
-    }
-}
-
-fn error_chunk(out: &mut Vec<u8>, cookie: Cookie, error: Errno, text: &str, at: Option<Offset>) {
-    let text = &text[..text.floor_char_boundary(STRING_MAX)];
-    let text_len = u16::try_from(text.len()).expect("cut at 4096 bytes");
-    let (kind, tail_len) = match at {
-        Some(_) => (chunk::ERROR_OFFSET, 8),
-        None => (chunk::ERROR, 0),
-    };
-    let payload = 4 + 2 + u32::from(text_len) + tail_len;
-    out.extend_from_slice(&wire::chunk_header(chunk::FLAG_DONE, kind, cookie, payload));
-    out.extend_from_slice(&error.code().to_be_bytes());
-    out.extend_from_slice(&text_len.to_be_bytes());
-    out.extend_from_slice(text.as_bytes());
-    if let Some(at) = at {
-        out.extend_from_slice(&at.0.to_be_bytes());
     }
 }
 

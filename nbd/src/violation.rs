@@ -62,6 +62,18 @@ pub enum Violation {
         /// The name, escaped and cut.
         quoted: String,
     },
+    /// EXPORT_NAME after extended headers were agreed on, where it is forbidden; the option has no
+    /// error reply.
+    #[error("EXPORT_NAME after extended headers")]
+    ExtendedExportName,
+    /// A request with more payload than anyone would carry.
+    #[error("a request brings {length} bytes of payload, more than {limit}")]
+    PayloadTooLong {
+        /// The payload's length, in bytes.
+        length: u64,
+        /// The limit it broke, in bytes.
+        limit: u32,
+    },
     /// A request that does not start as requests do.
     #[error("request magic is {found:#x}")]
     RequestMagic {

@@ -1,12 +1,19 @@
-//! The layouts and numbers of the NBD wire, for both ends: fixed newstyle, simple and structured
-//! replies. Everything is big-endian.
+//! The layouts and numbers of the NBD wire, for both ends: fixed newstyle, compact and extended
+//! headers, simple and structured replies. Everything is big-endian.
 //!
 //! This module decides nothing: it refuses a wrong magic and otherwise hands over what was sent.
 //! Whether a number is acceptable is the business of the handshake and the transmission phase.
 
+mod numbers;
+
 use thiserror::Error;
 
-use crate::units::{Bytes, Cookie, Offset};
+use crate::units::{Bytes, ContextId, Cookie, Offset};
+
+pub use numbers::{
+    allocation, chunk, command, command_flag, dirty, handshake_flag, info, option, option_reply,
+    transmission_flag,
+};
 
 /// First word of the server's greeting: `NBDMAGIC`.
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -20,6 +27,10 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Start of a structured reply chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Start of every request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Start of an extended reply chunk.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Length of the greeting: two magics and 16 bits of handshake flags.
 pub const GREETING_LEN: usize = 18;
@@ -35,181 +46,22 @@ pub const REQUEST_LEN: usize = 28;
 pub const SIMPLE_REPLY_LEN: usize = 16;
 /// Length of a structured reply chunk's header, before its payload.
 pub const CHUNK_HEADER_LEN: usize = 20;
+/// Length of an extended request header.
+pub const EXTENDED_REQUEST_LEN: usize = 32;
+/// Length of an extended reply chunk's header, before its payload.
+pub const EXTENDED_CHUNK_HEADER_LEN: usize = 32;
 /// Zero bytes behind the answer to EXPORT_NAME, unless both sides agreed to leave them out.
 pub const EXPORT_NAME_PADDING: usize = 124;
 /// Longest string the protocol allows, in bytes.
 pub const STRING_MAX: usize = 4096;
 
-/// Bits of the greeting and of the client's answer to it.
-pub mod handshake_flag {
-    /// The fixed newstyle handshake: unknown options are answered, not fatal.
-    pub const FIXED_NEWSTYLE: u16 = 1 << 0;
-    /// The padding behind EXPORT_NAME's answer is left out.
-    pub const NO_ZEROES: u16 = 1 << 1;
-}
-
-/// Option numbers.
-pub mod option {
-    /// Names an export and ends the handshake; has no error reply.
-    pub const EXPORT_NAME: u32 = 1;
-    /// Ends the connection politely.
-    pub const ABORT: u32 = 2;
-    /// Asks for the names of all exports.
-    pub const LIST: u32 = 3;
-    /// Withdrawn from the protocol; only its number is reserved.
-    pub const PEEK_EXPORT: u32 = 4;
-    /// Asks to go on under TLS.
-    pub const STARTTLS: u32 = 5;
-    /// Asks about an export.
-    pub const INFO: u32 = 6;
-    /// Asks about an export and, on success, ends the handshake.
-    pub const GO: u32 = 7;
-    /// Asks for structured replies.
-    pub const STRUCTURED_REPLY: u32 = 8;
-    /// Asks which metadata contexts an export has.
-    pub const LIST_META_CONTEXT: u32 = 9;
-    /// Selects metadata contexts for BLOCK_STATUS.
-    pub const SET_META_CONTEXT: u32 = 10;
-    /// Asks for 64-bit headers.
-    pub const EXTENDED_HEADERS: u32 = 11;
-}
-
-/// Types of option replies.
-pub mod option_reply {
-    /// The option is done.
-    pub const ACK: u32 = 1;
-    /// One export of a list.
-    pub const SERVER: u32 = 2;
-    /// One piece of information about an export.
-    pub const INFO: u32 = 3;
-    /// One metadata context.
-    pub const META_CONTEXT: u32 = 4;
-    /// The bit all errors have.
-    pub const ERROR_BIT: u32 = 1 << 31;
-    /// The server does not know this option.
-    pub const ERR_UNSUP: u32 = ERROR_BIT | 1;
-    /// The server knows the option and will not do it.
-    pub const ERR_POLICY: u32 = ERROR_BIT | 2;
-    /// The option's data makes no sense, or not now.
-    pub const ERR_INVALID: u32 = ERROR_BIT | 3;
-    /// Not on this platform.
-    pub const ERR_PLATFORM: u32 = ERROR_BIT | 4;
-    /// TLS must come first.
-    pub const ERR_TLS_REQD: u32 = ERROR_BIT | 5;
-    /// No such export.
-    pub const ERR_UNKNOWN: u32 = ERROR_BIT | 6;
-    /// The server is going away.
-    pub const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
-    /// The client must ask for the block size first.
-    pub const ERR_BLOCK_SIZE_REQD: u32 = ERROR_BIT | 8;
-    /// The request or its answer is too large.
-    pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
-    /// Extended headers must come first.
-    pub const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
-}
-
-/// Types of information in answers to INFO and GO.
-pub mod info {
-    /// Size and transmission flags.
-    pub const EXPORT: u16 = 0;
-    /// The export's canonical name.
-    pub const NAME: u16 = 1;
-    /// Text for people.
-    pub const DESCRIPTION: u16 = 2;
-    /// Minimum, preferred and maximum block size.
-    pub const BLOCK_SIZE: u16 = 3;
-}
-
-/// Bits that tell a client what an export can do.
-pub mod transmission_flag {
-    /// The other bits mean something.
-    pub const HAS_FLAGS: u16 = 1 << 0;
-    /// Writes are refused.
-    pub const READ_ONLY: u16 = 1 << 1;
-    /// FLUSH works.
-    pub const SEND_FLUSH: u16 = 1 << 2;
-    /// The FUA flag works.
-    pub const SEND_FUA: u16 = 1 << 3;
-    /// The disk behaves as one that turns.
-    pub const ROTATIONAL: u16 = 1 << 4;
-    /// TRIM works.
-    pub const SEND_TRIM: u16 = 1 << 5;
-    /// WRITE_ZEROES works.
-    pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
-    /// The DF flag works on READ.
-    pub const SEND_DF: u16 = 1 << 7;
-    /// Several connections see one coherent disk.
-    pub const CAN_MULTI_CONN: u16 = 1 << 8;
-    /// CACHE works.
-    pub const SEND_CACHE: u16 = 1 << 10;
-    /// The FAST_ZERO flag works on WRITE_ZEROES.
-    pub const SEND_FAST_ZERO: u16 = 1 << 11;
-}
-
-/// Request types.
-pub mod command {
-    /// Reads bytes.
-    pub const READ: u16 = 0;
-    /// Writes the payload behind the header.
-    pub const WRITE: u16 = 1;
-    /// Ends the connection; has no reply.
-    pub const DISC: u16 = 2;
-    /// Makes answered writes durable.
-    pub const FLUSH: u16 = 3;
-    /// Says that a range is no longer needed.
-    pub const TRIM: u16 = 4;
-    /// Says that a range will be read soon.
-    pub const CACHE: u16 = 5;
-    /// Makes a range read as zeroes.
-    pub const WRITE_ZEROES: u16 = 6;
-    /// Asks for the metadata of a range.
-    pub const BLOCK_STATUS: u16 = 7;
-}
-
-/// Bits of a request.
-pub mod command_flag {
-    /// The reply comes after the data is durable.
-    pub const FUA: u16 = 1 << 0;
-    /// WRITE_ZEROES must allocate.
-    pub const NO_HOLE: u16 = 1 << 1;
-    /// READ must be answered in one piece.
-    pub const DF: u16 = 1 << 2;
-    /// BLOCK_STATUS wants one extent.
-    pub const REQ_ONE: u16 = 1 << 3;
-    /// WRITE_ZEROES must be fast or fail at once.
-    pub const FAST_ZERO: u16 = 1 << 4;
-}
-
-/// Types and bits of structured reply chunks.
-pub mod chunk {
-    /// Flag: the last chunk of its reply.
-    pub const FLAG_DONE: u16 = 1 << 0;
-    /// No payload.
-    pub const NONE: u16 = 0;
-    /// An offset and data.
-    pub const OFFSET_DATA: u16 = 1;
-    /// An offset and a count of zero bytes.
-    pub const OFFSET_HOLE: u16 = 2;
-    /// A context id and extents.
-    pub const BLOCK_STATUS: u16 = 5;
-    /// The bit all errors have.
-    pub const ERROR_BIT: u16 = 1 << 15;
-    /// An error and its text.
-    pub const ERROR: u16 = ERROR_BIT | 1;
-    /// An error, its text and where it happened.
-    pub const ERROR_OFFSET: u16 = ERROR_BIT | 2;
-}
-
-/// Bits of `base:allocation`.
-pub mod allocation {
-    /// Not allocated.
-    pub const HOLE: u32 = 1 << 0;
-    /// Every byte reads as zero.
-    pub const ZERO: u32 = 1 << 1;
-}
-
 /// Name of the standard allocation context.
 pub const BASE_ALLOCATION: &str = "base:allocation";
+/// Name of QEMU's context that tells the layer in which each extent lies: 0 for none, 1 for the
+/// top, 2 for the one below it.
+pub const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+/// What names of QEMU's dirty bitmaps start with.
+pub const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 
 /// The errors a reply may carry. Values are the protocol's own, whatever the host calls them.
 #[allow(clippy::upper_case_acronyms, reason = "these are the protocol's names")]
@@ -265,6 +117,8 @@ pub enum HeaderFormat {
     /// 28-byte requests with 32-bit lengths.
     #[default]
     Compact,
+    /// 32-byte requests with 64-bit lengths, and 32-byte reply chunks.
+    Extended,
 }
 
 impl HeaderFormat {
@@ -273,6 +127,7 @@ impl HeaderFormat {
     pub const fn request_len(self) -> usize {
         match self {
             HeaderFormat::Compact => REQUEST_LEN,
+            HeaderFormat::Extended => EXTENDED_REQUEST_LEN,
         }
     }
 }
@@ -387,6 +242,63 @@ impl RequestHeader {
     }
 }
 
+/// An extended request header, not yet judged. A compact one fits into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtendedRequestHeader {
+    /// Bits of [`command_flag`].
+    pub flags: u16,
+    /// One of [`command`].
+    pub command: u16,
+    /// The client's name for the request.
+    pub cookie: Cookie,
+    /// Where it starts.
+    pub offset: Offset,
+    /// Payload behind the header if [`command_flag::PAYLOAD_LEN`] is set, else bytes it covers.
+    pub length: Bytes,
+}
+
+impl From<RequestHeader> for ExtendedRequestHeader {
+    fn from(header: RequestHeader) -> ExtendedRequestHeader {
+        let RequestHeader { flags, command, cookie, offset, length } = header;
+        let length = Bytes(length.into());
+        ExtendedRequestHeader { flags, command, cookie, offset, length }
+    }
+}
+
+impl ExtendedRequestHeader {
+    /// The 32 bytes to send.
+    #[must_use]
+    pub fn encode(&self) -> [u8; EXTENDED_REQUEST_LEN] {
+        Frame::new()
+            .put(&EXTENDED_REQUEST_MAGIC.to_be_bytes())
+            .put(&self.flags.to_be_bytes())
+            .put(&self.command.to_be_bytes())
+            .put(&self.cookie.0.to_be_bytes())
+            .put(&self.offset.0.to_be_bytes())
+            .put(&self.length.0.to_be_bytes())
+            .bytes
+    }
+
+    /// Reads the header at the front of `bytes`; `Ok(None)` while it is incomplete.
+    ///
+    /// # Errors
+    /// A wrong magic, reported as soon as its four bytes are there.
+    pub fn decode(bytes: &[u8]) -> Result<Option<ExtendedRequestHeader>, WireError> {
+        let mut fields = Fields(bytes);
+        let Some(magic) = fields.u32() else { return Ok(None) };
+        expect_magic(magic.into(), EXTENDED_REQUEST_MAGIC.into())?;
+        Ok((|| {
+            Some(ExtendedRequestHeader {
+                flags: fields.u16()?,
+                command: fields.u16()?,
+                cookie: Cookie(fields.u64()?),
+                offset: Offset(fields.u64()?),
+                length: Bytes(fields.u64()?),
+            })
+        })())
+    }
+}
+
 /// The header of a reply in the transmission phase, as a client reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyHeader {
@@ -408,6 +320,19 @@ pub enum ReplyHeader {
         /// Payload bytes behind the header.
         length: u32,
     },
+    /// An extended reply chunk; `length` bytes of payload follow.
+    Extended {
+        /// Bits of [`chunk`], [`chunk::FLAG_DONE`] being the only one.
+        flags: u16,
+        /// One of the types in [`chunk`].
+        kind: u16,
+        /// The request it answers.
+        cookie: Cookie,
+        /// Where that request starts.
+        offset: Offset,
+        /// Payload bytes behind the header.
+        length: Bytes,
+    },
 }
 
 impl ReplyHeader {
@@ -415,7 +340,7 @@ impl ReplyHeader {
     /// incomplete.
     ///
     /// # Errors
-    /// A magic that is neither of a simple reply nor of a chunk.
+    /// A magic that is neither of a simple reply nor of either kind of chunk.
     pub fn decode(bytes: &[u8]) -> Result<Option<(ReplyHeader, usize)>, WireError> {
         let mut fields = Fields(bytes);
         let Some(magic) = fields.u32() else { return Ok(None) };
@@ -424,6 +349,15 @@ impl ReplyHeader {
                 let error = Errno::from_code(fields.u32()?);
                 let cookie = Cookie(fields.u64()?);
                 Some((ReplyHeader::Simple { cookie, error }, SIMPLE_REPLY_LEN))
+            })());
+        }
+        if magic == EXTENDED_REPLY_MAGIC {
+            return Ok((|| {
+                let (flags, kind) = (fields.u16()?, fields.u16()?);
+                let (cookie, offset) = (Cookie(fields.u64()?), Offset(fields.u64()?));
+                let length = Bytes(fields.u64()?);
+                let header = ReplyHeader::Extended { flags, kind, cookie, offset, length };
+                Some((header, EXTENDED_CHUNK_HEADER_LEN))
             })());
         }
         expect_magic(magic.into(), STRUCTURED_REPLY_MAGIC.into())?;
@@ -571,6 +505,37 @@ pub fn chunk_header(flags: u16, kind: u16, cookie: Cookie, length: u32) -> [u8; 
         .put(&cookie.0.to_be_bytes())
         .put(&length.to_be_bytes())
         .bytes
+}
+
+/// The 32 bytes before an extended chunk's `length` bytes of payload; `offset` is that of the
+/// request.
+#[must_use]
+pub fn extended_chunk_header(
+    flags: u16,
+    kind: u16,
+    cookie: Cookie,
+    offset: Offset,
+    length: Bytes,
+) -> [u8; EXTENDED_CHUNK_HEADER_LEN] {
+    Frame::new()
+        .put(&EXTENDED_REPLY_MAGIC.to_be_bytes())
+        .put(&flags.to_be_bytes())
+        .put(&kind.to_be_bytes())
+        .put(&cookie.0.to_be_bytes())
+        .put(&offset.0.to_be_bytes())
+        .put(&length.0.to_be_bytes())
+        .bytes
+}
+
+/// The payload of a BLOCK_STATUS that names the contexts it asks about, as a client sends it:
+/// the bytes it covers, then the ids.
+#[must_use]
+pub fn status_filter(covers: Bytes, contexts: &[ContextId]) -> Vec<u8> {
+    let mut payload = covers.0.to_be_bytes().to_vec();
+    for context in contexts {
+        payload.extend_from_slice(&context.0.to_be_bytes());
+    }
+    payload
 }
 
 fn expect_magic(found: u64, expected: u64) -> Result<(), WireError> {

@@ -1,8 +1,8 @@
 //! Anything at all may come from a peer: no bytes panic, and no split of them changes the story.
 
 use orlop_nbd::fuzz;
-use orlop_nbd::wire::{self, RequestHeader, option};
-use orlop_nbd::{Cookie, Offset};
+use orlop_nbd::wire::{self, ExtendedRequestHeader, RequestHeader, option};
+use orlop_nbd::{Bytes, ContextId, Cookie, Offset};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
@@ -11,12 +11,37 @@ fn option_bytes(number: u32, data: &[u8]) -> Vec<u8> {
     [&wire::option_header(number, length)[..], data].concat()
 }
 
-/// Conversations as real clients have them: XO's and the kernel's, QEMU's, and a rude one.
+/// What follows extended headers: reads, writes, a filter and a payload that does not belong.
+fn wide_requests() -> Vec<u8> {
+    let header = |command: u16, flags: u16, length: u64| {
+        let (cookie, offset, length) = (Cookie(1), Offset(0), Bytes(length));
+        ExtendedRequestHeader { flags, command, cookie, offset, length }.encode().to_vec()
+    };
+    let filter = wire::status_filter(Bytes(4096), &[ContextId(2), ContextId(1)]);
+    [
+        header(0, 0, 4096),
+        header(1, 32, 8),
+        vec![7; 8],
+        header(7, 32, 16),
+        filter,
+        header(4, 32, 4),
+        vec![7; 4],
+        header(6, 0, 1 << 20),
+        header(7, 0, 1 << 40),
+        header(2, 0, 0),
+    ]
+    .concat()
+}
+
+/// Conversations as real clients have them: XO's and the kernel's, QEMU's before and after it
+/// learnt extended headers, and a rude one.
 fn recorded() -> Vec<Vec<u8>> {
     let go = option_bytes(option::GO, &wire::info_request("disk", &[3]));
     let contexts = wire::context_request("disk", &["base:allocation", "qemu:dirty-bitmap:x"]);
     let read =
         RequestHeader { flags: 0, command: 0, cookie: Cookie(1), offset: Offset(0), length: 4096 };
+    let several = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:leaf"];
+    let several = wire::context_request("disk", &several);
     let fixed = 3_u32.to_be_bytes().to_vec();
     vec![
         [fixed.clone(), option_bytes(option::EXPORT_NAME, b"disk"), read.encode().to_vec()]
@@ -31,6 +56,16 @@ fn recorded() -> Vec<Vec<u8>> {
             option_bytes(option::INFO, &wire::info_request("", &[1, 2, 3])),
             go.clone(),
             read.encode().to_vec(),
+        ]
+        .concat(),
+        [
+            fixed.clone(),
+            option_bytes(option::EXTENDED_HEADERS, b""),
+            option_bytes(option::STRUCTURED_REPLY, b""),
+            option_bytes(option::LIST_META_CONTEXT, &wire::context_request("", &["qemu:"])),
+            option_bytes(option::SET_META_CONTEXT, &several),
+            option_bytes(option::GO, &wire::info_request("", &[3])),
+            wide_requests(),
         ]
         .concat(),
         [fixed.clone(), option_bytes(option::LIST, b""), option_bytes(option::ABORT, b"bye")]
@@ -89,6 +124,38 @@ fn any_request() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+fn any_wide_request() -> impl Strategy<Value = Vec<u8>> {
+    let length = prop_oneof![0..64_u64, 0..(3_u64 << 19), any::<u64>()];
+    let ids = vec(0..5_u32, 0..5);
+    (0..10_u16, 0..64_u16, 0..(3_u64 << 19), length, ids).prop_map(
+        |(command, flags, offset, length, ids)| {
+            let ids: Vec<ContextId> = ids.into_iter().map(ContextId).collect();
+            let filter = wire::status_filter(Bytes(length), &ids);
+            let filtered = command == 7 && flags & 32 != 0;
+            let behind = if filtered { filter } else { Vec::new() };
+            let length = Bytes(if filtered { behind.len() as u64 } else { length });
+            let (cookie, offset) = (Cookie(u64::from(flags)), Offset(offset));
+            let header = ExtendedRequestHeader { flags, command, cookie, offset, length };
+            [&header.encode()[..], &behind].concat()
+        },
+    )
+}
+
+/// Every cut of a stream either says that more is needed or decides, and what is decided before
+/// the whole is there is what the whole says too.
+#[test]
+fn no_split_of_an_extended_stream_changes_what_its_requests_are() {
+    let bytes = wide_requests();
+    for end in 0..=bytes.len() {
+        fuzz::transmission(&bytes[..end]);
+        assert_eq!(
+            fuzz::requests(&bytes, end),
+            fuzz::requests(&bytes, bytes.len()),
+            "cut at {end}"
+        );
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_survived(bytes in vec(any::<u8>(), 0..512)) {
@@ -103,6 +170,17 @@ proptest! {
         tail in vec(any::<u8>(), 0..64),
     ) {
         fuzz::handshake(&[&flags.to_be_bytes()[..], &options.concat(), &tail].concat());
+    }
+
+    #[test]
+    fn any_extended_requests_are_survived(
+        requests in vec(any_wide_request(), 0..40),
+        cut in 0..2048_usize,
+    ) {
+        let bytes = requests.concat();
+        fuzz::transmission(&bytes);
+        let cut = cut.min(bytes.len());
+        assert_eq!(fuzz::requests(&bytes, cut), fuzz::requests(&bytes, bytes.len()));
     }
 
     #[test]

@@ -11,11 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use orlop_nbd::fuzz::OneDisk;
-use orlop_nbd::reply::block_status;
-use orlop_nbd::wire::allocation;
+use orlop_nbd::wire::{allocation, dirty};
 use orlop_nbd::{
-    Body, Bytes, Command, Errno, Extent, Handshake, HandshakeLimits, Parsed, Piece, Progress,
-    Request, Segment, Session, Transmission,
+    Body, Bytes, Command, ContextName, Errno, Extent, Handshake, HandshakeLimits, Parsed, Piece,
+    Progress, Request, Segment, Session, Transmission,
 };
 
 const DISK_LEN: usize = 8 << 20;
@@ -53,6 +52,11 @@ impl Server {
 
     /// What a tool printed, or `None` if it is not installed; a failing tool fails the test.
     fn run(&self, tool: &str, arguments: &[&str]) -> Option<String> {
+        self.run_all(tool, arguments).map(|(text, _)| text)
+    }
+
+    /// The same, and what it printed as errors.
+    fn run_all(&self, tool: &str, arguments: &[&str]) -> Option<(String, String)> {
         let output = match Process::new(tool).args(arguments).output() {
             Ok(output) => output,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -68,7 +72,8 @@ impl Server {
             return None;
         }
         assert!(output.status.success(), "{tool} {arguments:?}: {text}{complaint}");
-        Some(text)
+        let complaint = complaint.into_owned();
+        Some((text, complaint))
     }
 }
 
@@ -108,10 +113,15 @@ fn serve(mut stream: UnixStream, disk: &Disk) -> Result<()> {
         want(&mut input, gate.header_len())?;
         let mut out = Vec::new();
         match gate.parse(&input) {
-            Parsed::Incomplete => unreachable!("the whole header is there"),
+            // A filter is a row of words, so at least one of them is missing.
+            Parsed::Incomplete => {
+                let more = input.len() + 4;
+                want(&mut input, more)?;
+                continue;
+            }
             Parsed::Disconnect | Parsed::Violation(_) => return Ok(()),
-            Parsed::Refused { cookie, error, text, consumed, payload } => {
-                gate.reply_style().error(&mut out, cookie, error, text);
+            Parsed::Refused { echo, error, text, consumed, payload } => {
+                gate.reply_style().error(&mut out, echo, error, None, text);
                 want(&mut input, consumed + payload as usize)?;
                 input.drain(..consumed + payload as usize);
             }
@@ -164,26 +174,40 @@ fn carry_out(
                 }
             }
         }
-        Command::BlockStatus { .. } => {
-            let extents = disk[start..].chunks(GRAIN).map(|run| {
-                let hole = if is_zero(run) { allocation::HOLE | allocation::ZERO } else { 0 };
-                Extent { length: Bytes(run.len() as u64), flags: hole }
-            });
-            let id = session.contexts[0].id;
-            block_status(out, request, id, extents, true).expect("the disk goes on");
+        Command::BlockStatus { contexts, .. } => {
+            for context in session.contexts.iter().filter(|one| contexts.contains(one.id)) {
+                let extents = disk[start..].chunks(GRAIN).map(|run| {
+                    let flags = flags_of(&context.name, is_zero(run));
+                    Extent { length: Bytes(run.len() as u64), flags }
+                });
+                let done = contexts.last() == Some(context.id);
+                let told = style.block_status(out, request, context.id, extents, done);
+                told.expect("the disk goes on");
+            }
         }
         Command::WriteZeroes { fast: true, .. } => {
-            style.error(out, request.cookie, Errno::ENOTSUP, "zeroing is not fast here");
+            let text = "zeroing is not fast here";
+            style.error(out, request.echo(), Errno::ENOTSUP, None, text);
         }
         Command::Write { .. } => {
             disk[range].copy_from_slice(payload);
-            style.done(out, request.cookie);
+            out.extend_from_slice(&style.done(request.echo()));
         }
         Command::WriteZeroes { .. } | Command::Trim { .. } => {
             disk[range].fill(0);
-            style.done(out, request.cookie);
+            out.extend_from_slice(&style.done(request.echo()));
         }
-        Command::Flush | Command::Cache => style.done(out, request.cookie),
+        Command::Flush | Command::Cache => out.extend_from_slice(&style.done(request.echo())),
+    }
+}
+
+/// One layer that holds what is not zero.
+fn flags_of(context: &ContextName, zero: bool) -> u32 {
+    match context {
+        ContextName::Allocation if zero => allocation::HOLE | allocation::ZERO,
+        ContextName::Allocation => 0,
+        ContextName::AllocationDepth => u32::from(!zero),
+        ContextName::DirtyBitmap(_) => u32::from(!zero) * dirty::DIRTY,
     }
 }
 
@@ -246,11 +270,41 @@ fn qemu_io_writes_reads_zeroes_and_discards() {
         "flush",
         "read -P 0 1M 64k",
     ];
-    let mut arguments = vec!["-f", "raw"];
+    let mut arguments = vec!["--trace", "nbd_receive_option_reply", "-f", "raw"];
     arguments.extend(script.iter().flat_map(|command| ["-c", command]));
     arguments.push(&uri);
-    if let Some(text) = server.run("qemu-io", &arguments) {
+    if let Some((text, traced)) = server.run_all("qemu-io", &arguments) {
         assert!(!text.contains("failed") && !text.contains("error"), "{text}");
+        // Since 8.2 QEMU asks for extended headers by itself, so all of this went through them.
+        assert!(traced.contains("11 (extended headers), type 1 (ack)"), "{traced}");
+    }
+}
+
+#[test]
+fn nbdinfo_and_qemu_img_map_the_contexts_of_qemu() {
+    let server = Server::start("contexts");
+    server.disk.lock().expect("no server thread panics")[GRAIN..3 * GRAIN].fill(7);
+    let rest = (DISK_LEN - 3 * GRAIN).to_string();
+    for context in ["qemu:allocation-depth", "qemu:dirty-bitmap:leaf"] {
+        let map = format!("--map={context}");
+        if let Some(map) = server.run("nbdinfo", &[&map, &server.uri()]) {
+            let words: Vec<Vec<&str>> =
+                map.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
+            let expected = [["0", "4096", "0"], ["4096", "8192", "1"], ["12288", &rest, "0"]];
+            assert_eq!(words, expected, "{context}");
+        }
+        let options = format!(
+            "driver=nbd,server.type=unix,server.path={},export=disk,x-dirty-bitmap={context}",
+            server.path.display()
+        );
+        let arguments = ["map", "--output=json", "--image-opts", &options];
+        if let Some(map) = server.run("qemu-img", &arguments) {
+            // What is dirty, or of the top layer, QEMU shows as no data.
+            let dirty: Vec<&str> =
+                map.lines().filter(|line| line.contains(r#""data": false"#)).collect();
+            assert_eq!(dirty.len(), 1, "{map}");
+            assert!(dirty[0].contains(r#""start": 4096, "length": 8192"#), "{map}");
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 use orlop_nbd::fuzz::{OneDisk, converse};
 use orlop_nbd::wire::{self, OptionReply, info, option, option_reply, transmission_flag};
 use orlop_nbd::{
-    BlockSize, Bytes, ContextId, ContextName, Export, ExportEntry, Exports, Handshake,
-    HandshakeLimits, Progress, Session, Violation,
+    BlockSize, Bytes, Context, ContextId, ContextName, Export, ExportEntry, Exports, Handshake,
+    HandshakeLimits, HeaderFormat, Progress, Session, Violation,
 };
 
 const FIXED: u32 = 1;
@@ -154,12 +154,12 @@ fn a_list_names_and_describes_every_export() {
 fn options_that_carry_no_data_are_invalid_with_some() {
     assert_eq!(answer_to(option::LIST, b"x"), [option_reply::ERR_INVALID]);
     assert_eq!(answer_to(option::STRUCTURED_REPLY, b"x"), [option_reply::ERR_INVALID]);
+    assert_eq!(answer_to(option::EXTENDED_HEADERS, b"x"), [option_reply::ERR_INVALID]);
 }
 
 #[test]
 fn unknown_options_are_unsupported_and_exactly_their_data_is_skipped() {
-    let unknown =
-        [option::PEEK_EXPORT, option::STARTTLS, option::EXTENDED_HEADERS, 0, 12, 0x7777, u32::MAX];
+    let unknown = [option::PEEK_EXPORT, option::STARTTLS, 0, 12, 0x7777, u32::MAX];
     for number in unknown {
         for data in [&b""[..], b"x", &[0x49; 70_000]] {
             assert_eq!(answer_to(number, data), [option_reply::ERR_UNSUP], "{number}");
@@ -175,6 +175,7 @@ fn a_known_option_that_is_too_long_is_skipped_and_too_big() {
         option::INFO,
         option::GO,
         option::STRUCTURED_REPLY,
+        option::EXTENDED_HEADERS,
         option::LIST_META_CONTEXT,
         option::SET_META_CONTEXT,
     ];
@@ -276,7 +277,7 @@ fn contexts_are_listed_with_id_zero_and_set_with_their_own() {
     let query = ["base:allocation", "base:allocation", "x-unknown:thing"];
     let client = Client::new(FIXED)
         .option(option::STRUCTURED_REPLY, b"")
-        .contexts(option::LIST_META_CONTEXT, "", &[])
+        .contexts(option::LIST_META_CONTEXT, "", &["base:"])
         .contexts(option::SET_META_CONTEXT, "", &query)
         .go("disk");
     let talk = talk(&client);
@@ -286,7 +287,121 @@ fn contexts_are_listed_with_id_zero_and_set_with_their_own() {
     // The empty name and "disk" are the same export, so the selection holds.
     let contexts = talk.session().contexts;
     assert_eq!(contexts.len(), 1);
-    assert_eq!((contexts[0].id, contexts[0].name), (ContextId(1), ContextName::Allocation));
+    assert_eq!(contexts[0], Context { id: ContextId(1), name: ContextName::Allocation });
+}
+
+#[test]
+fn several_contexts_are_selected_at_once_each_with_an_id_of_its_own() {
+    let query = ["qemu:dirty-bitmap:leaf", "base:allocation", "qemu:dirty-bitmap:leaf"];
+    let client = Client::new(FIXED)
+        .option(option::STRUCTURED_REPLY, b"")
+        .contexts(option::LIST_META_CONTEXT, "", &["qemu:"])
+        .contexts(option::SET_META_CONTEXT, "disk", &query)
+        .go("disk");
+    let talk = talk(&client);
+    assert_eq!(talk.replies[1].2, b"\0\0\0\0qemu:allocation-depth");
+    assert_eq!(talk.replies[2].2, b"\0\0\0\0qemu:dirty-bitmap:leaf");
+    assert_eq!(talk.replies[4].2, b"\0\0\0\x01base:allocation");
+    assert_eq!(talk.replies[5].2, b"\0\0\0\x02qemu:dirty-bitmap:leaf");
+    assert_eq!(talk.replies[6].1, option_reply::ACK);
+    let ids: Vec<u32> = talk.session().contexts.iter().map(|context| context.id.0).collect();
+    assert_eq!(ids, [1, 2]);
+}
+
+#[test]
+fn extended_headers_bring_structured_replies_and_the_status_filter() {
+    let client = Client::new(FIXED)
+        .option(option::EXTENDED_HEADERS, b"")
+        .option(option::EXTENDED_HEADERS, b"")
+        .contexts(option::SET_META_CONTEXT, "disk", &["base:allocation"])
+        .go("disk");
+    let extended = talk(&client);
+    assert_eq!(extended.kinds()[..2], [option_reply::ACK; 2], "twice does no harm");
+    let (_, flags) = wire::decode_export_info(&extended.replies[4].2).expect("size comes next");
+    let both = transmission_flag::SEND_DF | transmission_flag::BLOCK_STATUS_PAYLOAD;
+    assert_eq!(flags & both, both);
+    let session = extended.session();
+    assert_eq!((session.structured, session.headers), (true, HeaderFormat::Extended));
+    assert_eq!(session.contexts.len(), 1);
+
+    // The filter is told with extended headers only, and INFO says what GO will say.
+    let plain = talk(&Client::new(FIXED).option(option::STRUCTURED_REPLY, b"").go("disk"));
+    let (_, flags) = wire::decode_export_info(&plain.replies[1].2).expect("size comes next");
+    assert_eq!(flags & transmission_flag::BLOCK_STATUS_PAYLOAD, 0);
+    assert_eq!(plain.session().headers, HeaderFormat::Compact);
+    let asked = Client::new(FIXED)
+        .option(option::EXTENDED_HEADERS, b"")
+        .option(option::INFO, &wire::info_request("disk", &[]))
+        .go("disk");
+    let asked = talk(&asked);
+    assert_eq!(asked.replies[1].2, asked.replies[3].2);
+}
+
+#[test]
+fn an_export_without_contexts_has_nothing_to_filter() {
+    let mut bare = OneDisk::new();
+    bare.0.contexts.clear();
+    let client = Client::new(FIXED)
+        .option(option::EXTENDED_HEADERS, b"")
+        .contexts(option::LIST_META_CONTEXT, "disk", &[])
+        .contexts(option::SET_META_CONTEXT, "disk", &["base:allocation"])
+        .go("disk");
+    let talk = talk_to(&bare, HandshakeLimits::default(), &client);
+    assert_eq!(talk.kinds()[..3], [option_reply::ACK; 3], "no context is listed or set");
+    let (_, flags) = wire::decode_export_info(&talk.replies[3].2).expect("size comes next");
+    assert_eq!(flags & transmission_flag::BLOCK_STATUS_PAYLOAD, 0);
+    assert!(talk.session().contexts.is_empty());
+}
+
+#[test]
+fn after_extended_headers_there_is_no_way_back() {
+    // STRUCTURED_REPLY has an error of its own then, and the session stays extended.
+    let client = Client::new(FIXED)
+        .option(option::STRUCTURED_REPLY, b"")
+        .option(option::EXTENDED_HEADERS, b"")
+        .option(option::STRUCTURED_REPLY, b"")
+        .option(option::STRUCTURED_REPLY, b"x")
+        .option(option::EXTENDED_HEADERS, b"x")
+        .go("disk");
+    let talked = talk(&client);
+    let expected = [
+        option_reply::ACK,
+        option_reply::ACK,
+        option_reply::ERR_EXT_HEADER_REQD,
+        option_reply::ERR_INVALID,
+        option_reply::ERR_INVALID,
+    ];
+    assert_eq!(talked.kinds()[..5], expected);
+    assert_eq!(talked.session().headers, HeaderFormat::Extended);
+    // EXPORT_NAME must not be used any more, and has no error reply.
+    let client = Client::new(FIXED)
+        .option(option::EXTENDED_HEADERS, b"")
+        .option(option::EXPORT_NAME, b"disk");
+    let talked = talk(&client);
+    assert_eq!(talked.kinds(), [option_reply::ACK]);
+    assert_eq!(talked.end, Err(Violation::ExtendedExportName));
+}
+
+#[test]
+fn a_refused_request_for_extended_headers_changes_nothing() {
+    let client = Client::new(FIXED).option(option::EXTENDED_HEADERS, b"x").go("disk");
+    let session = talk(&client).session();
+    assert_eq!((session.structured, session.headers), (false, HeaderFormat::Compact));
+}
+
+#[test]
+fn contexts_whose_names_do_not_fit_the_answer_are_too_big_and_not_selected() {
+    let limits = HandshakeLimits { output_bytes_max: 200, ..HandshakeLimits::default() };
+    let mut disk = OneDisk::new();
+    disk.0.contexts = vec![ContextName::DirtyBitmap("x".repeat(150))];
+    let name = disk.0.contexts[0].to_string();
+    let client = Client::new(FIXED).option(option::STRUCTURED_REPLY, b"").contexts(
+        option::SET_META_CONTEXT,
+        "disk",
+        &[&name],
+    );
+    let talk = talk_to(&disk, limits, &client);
+    assert_eq!(talk.kinds(), [option_reply::ACK, option_reply::ERR_TOO_BIG]);
 }
 
 #[test]

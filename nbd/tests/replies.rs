@@ -1,13 +1,14 @@
 //! Replies as a client would read them: framing, DONE, holes, and the rules of block status.
 
-use orlop_nbd::reply::{EXTENTS_MAX, block_status, none_done};
+use orlop_nbd::reply::EXTENTS_MAX;
 use orlop_nbd::wire::{ReplyHeader, chunk};
 use orlop_nbd::{
-    Body, Bytes, Command, ContextId, Cookie, Errno, Extent, Offset, Piece, ReplyError, ReplyStyle,
-    Request, Segment,
+    Body, Bytes, Command, ContextId, ContextSet, Cookie, Echo, Errno, Extent, Offset, Piece,
+    ReplyError, ReplyStyle, Request, Segment,
 };
 
 const COOKIE: Cookie = Cookie(0x0102_0304_0506_0708);
+const ECHO: Echo = Echo { cookie: COOKIE, offset: Offset(5) };
 
 fn read(length: u64, df: bool) -> Request {
     let (command, offset) = (Command::Read { df }, Offset(1 << 40));
@@ -15,7 +16,7 @@ fn read(length: u64, df: bool) -> Request {
 }
 
 fn status(length: u64, req_one: bool) -> Request {
-    let command = Command::BlockStatus { req_one };
+    let command = Command::BlockStatus { req_one, contexts: ContextSet::first(1) };
     Request { cookie: COOKIE, command, offset: Offset(0), length: Bytes(length) }
 }
 
@@ -73,7 +74,7 @@ fn descriptors(payload: &[u8]) -> Vec<(u32, u32)> {
 fn told(request: &Request, extents: &[(u64, u32)]) -> Result<Vec<(u32, u32)>, ReplyError> {
     let mut out = Vec::new();
     let extents = extents.iter().map(|&(length, flags)| Extent { length: Bytes(length), flags });
-    block_status(&mut out, request, ContextId(3), extents, true)?;
+    ReplyStyle::Structured.block_status(&mut out, request, ContextId(3), extents, true)?;
     let found = chunks(&out);
     assert_eq!(found.len(), 1, "one chunk per context");
     assert_eq!((found[0].0, found[0].1), (chunk::FLAG_DONE, chunk::BLOCK_STATUS));
@@ -143,18 +144,18 @@ fn segments_that_do_not_add_up_never_reach_the_wire() {
 #[test]
 fn errors_are_a_word_in_simple_replies_and_carry_text_in_structured_ones() {
     let mut out = Vec::new();
-    ReplyStyle::Simple.error(&mut out, COOKIE, Errno::ENOSPC, "full");
+    ReplyStyle::Simple.error(&mut out, ECHO, Errno::ENOSPC, Some(Offset(9)), "full");
     let header = ReplyHeader::Simple { cookie: COOKIE, error: Some(Errno::ENOSPC) };
     assert_eq!((ReplyHeader::decode(&out), out.len()), (Ok(Some((header, 16))), 16));
 
     out.clear();
-    ReplyStyle::Structured.error(&mut out, COOKIE, Errno::ENOSPC, "full");
+    ReplyStyle::Structured.error(&mut out, ECHO, Errno::ENOSPC, None, "full");
     let found = chunks(&out);
     assert_eq!((found[0].0, found[0].1), (chunk::FLAG_DONE, chunk::ERROR));
     assert_eq!(found[0].2, b"\0\0\0\x1c\0\x04full");
 
     out.clear();
-    ReplyStyle::Structured.error_at(&mut out, COOKIE, Errno::EIO, Offset(9), "bad");
+    ReplyStyle::Structured.error(&mut out, ECHO, Errno::EIO, Some(Offset(9)), "bad");
     let found = chunks(&out);
     assert_eq!((found[0].0, found[0].1), (chunk::FLAG_DONE, chunk::ERROR_OFFSET));
     assert_eq!(found[0].2, b"\0\0\0\x05\0\x03bad\0\0\0\0\0\0\0\x09");
@@ -164,19 +165,15 @@ fn errors_are_a_word_in_simple_replies_and_carry_text_in_structured_ones() {
 fn error_text_is_cut_at_a_character_within_4096_bytes() {
     let mut out = Vec::new();
     let text = format!("x{}", "\u{e9}".repeat(4096));
-    ReplyStyle::Structured.error(&mut out, COOKIE, Errno::EIO, &text);
+    ReplyStyle::Structured.error(&mut out, ECHO, Errno::EIO, None, &text);
     let found = chunks(&out);
     assert_eq!(str::from_utf8(&found[0].2[6..]).map(str::len), Ok(4095));
 }
 
 #[test]
 fn success_without_data_is_one_frame() {
-    let mut out = Vec::new();
-    ReplyStyle::Simple.done(&mut out, COOKIE);
-    assert_eq!(out.len(), 16);
-    out.clear();
-    ReplyStyle::Structured.done(&mut out, COOKIE);
-    assert_eq!(out, none_done(COOKIE));
+    assert_eq!(ReplyStyle::Simple.done(ECHO).len(), 16);
+    let out = ReplyStyle::Structured.done(ECHO);
     assert_eq!(chunks(&out), [(chunk::FLAG_DONE, chunk::NONE, vec![])]);
 }
 
@@ -225,9 +222,10 @@ fn tiny_extents_do_not_amplify_a_request_without_bound() {
 fn block_status_without_an_extent_is_our_mistake_and_leaves_nothing_behind() {
     let mut out = vec![1, 2, 3];
     let empty = [Extent { length: Bytes(0), flags: 0 }];
-    let answer = block_status(&mut out, &status(8, false), ContextId(1), empty, true);
+    let style = ReplyStyle::Structured;
+    let answer = style.block_status(&mut out, &status(8, false), ContextId(1), empty, true);
     assert_eq!((answer, out.len()), (Err(ReplyError::NoExtent), 3));
-    let answer = block_status(&mut out, &read(8, false), ContextId(1), empty, true);
+    let answer = style.block_status(&mut out, &read(8, false), ContextId(1), empty, true);
     assert_eq!((answer, out.len()), (Err(ReplyError::Kind), 3));
 }
 
@@ -237,7 +235,8 @@ fn done_waits_for_the_last_context() {
     let extent = Extent { length: Bytes(8), flags: 3 };
     for (id, done) in [(1, false), (2, true)] {
         let request = status(8, false);
-        block_status(&mut out, &request, ContextId(id), [extent], done).expect("an extent");
+        let style = ReplyStyle::Structured;
+        style.block_status(&mut out, &request, ContextId(id), [extent], done).expect("an extent");
     }
     let found = chunks(&out);
     let seen: Vec<_> = found.iter().map(|chunk| (chunk.0, word32(&chunk.2))).collect();

@@ -177,6 +177,35 @@ def status(uri):
     handle.shutdown()
 
 
+def contexts(uri):
+    """Several contexts at once: each is told once, in order, and they agree on one map."""
+    names = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:leaf"]
+    handle = nbd.NBD()
+    for name in names[::-1]:
+        handle.add_meta_context(name)
+    handle.connect_uri(uri)
+    assert all(handle.can_meta_context(name) for name in names)
+    handle.pwrite(os.urandom(MIB), 8 * MIB)
+    told = {}
+
+    def extent(context, offset, entries, _error):
+        assert context not in told and offset == 8 * MIB - 4096
+        told[context] = list(zip(entries[::2], entries[1::2]))
+
+    handle.block_status(MIB + 8192, 8 * MIB - 4096, extent)
+    assert sorted(told) == names, told
+
+    def at(name, probe):
+        for length, flags in told[name]:
+            if probe < length:
+                return flags
+            probe -= length
+        raise AssertionError("%s ends early" % name)
+
+    assert [at(name, 4096 + 5000) for name in names] == [0, 1, 1], told
+    handle.shutdown()
+
+
 def connections(uri):
     """MULTI_CONN: after a flush on one connection, what any other had acknowledged is there."""
     handles = [connect(uri) for _ in range(8)]
@@ -294,7 +323,7 @@ def options(uri):
 
 
 CHECKS = {check.__name__: check for check in
-          (unaligned, chunks, status, connections, large, pipeline, fill, scatter,
+          (unaligned, chunks, status, contexts, connections, large, pipeline, fill, scatter,
                                         flush, options)}
 
 

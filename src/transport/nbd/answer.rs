@@ -1,8 +1,8 @@
 //! Answers of the disk as NBD replies.
 
 use ::nbd::transmission::{Command, Request as NbdRequest};
-use ::nbd::wire::{Errno, allocation, simple_reply};
-use ::nbd::{Bytes, Cookie, Offset, ReplyStyle, reply};
+use ::nbd::wire::{Errno, allocation, dirty};
+use ::nbd::{Bytes, ContextName, ContextSet, Echo, Offset, reply};
 
 use super::{InFlight, NbdClient};
 use crate::engine::request::{Answer, Fault, FaultKind, MapKind, MapRun, Segment};
@@ -19,25 +19,25 @@ impl NbdClient {
         result: Result<Answer, Fault>,
     ) {
         let InFlight { request, lease } = self.requests.remove(slot as usize);
-        let cookie = request.cookie;
+        let echo = request.echo();
         self.maps -= usize::from(matches!(request.command, Command::BlockStatus { .. }));
         match (result, &request.command, lease) {
             (Err(fault), _, lease) => {
                 tracing::warn!(%fault, command = ?request.command, "a request failed");
                 let at = Offset(fault.at.get());
-                self.push_error(cookie, errno_of(&fault), Some(at), &fault.to_string());
+                self.push_error(echo, errno_of(&fault), Some(at), &fault.to_string());
                 self.give_back(cx, lease);
             }
             (Ok(answer), Command::Read { .. }, Some(lease)) => {
                 self.push_read(&request, &answer, &lease);
                 self.out_leases.push(lease);
             }
-            (Ok(Answer::Map(runs)), _, lease) => {
-                self.push_status(&request, &runs);
+            (Ok(Answer::Map(runs)), Command::BlockStatus { contexts, .. }, lease) => {
+                self.push_status(&request, *contexts, &runs);
                 self.give_back(cx, lease);
             }
             (Ok(_), _, lease) => {
-                self.push_done(cookie);
+                self.out.push_bytes(&self.style.done(echo));
                 self.give_back(cx, lease);
             }
         }
@@ -49,39 +49,15 @@ impl NbdClient {
         }
     }
 
-    fn push_done(&mut self, cookie: Cookie) {
-        match self.style {
-            ReplyStyle::Simple => self.out.push_bytes(&simple_reply(cookie, None)),
-            ReplyStyle::Structured => self.out.push_bytes(&reply::none_done(cookie)),
-        }
-    }
-
-    pub(super) fn push_error(
-        &mut self,
-        cookie: Cookie,
-        error: Errno,
-        at: Option<Offset>,
-        text: &str,
-    ) {
+    pub(super) fn push_error(&mut self, echo: Echo, error: Errno, at: Option<Offset>, text: &str) {
         let mut bytes = Vec::new();
-        match at {
-            Some(at) => self.style.error_at(&mut bytes, cookie, error, at, text),
-            None => self.style.error(&mut bytes, cookie, error, text),
-        }
+        self.style.error(&mut bytes, echo, error, at, text);
         self.out.push_bytes(&bytes);
     }
 
     fn push_read(&mut self, request: &NbdRequest, answer: &Answer, lease: &Lease) {
         let Answer::Segments(segments) = answer else {
-            match self.style {
-                ReplyStyle::Simple => self.out.push_bytes(&simple_reply(request.cookie, None)),
-                ReplyStyle::Structured => self.out.push_bytes(&reply::offset_data(
-                    request.cookie,
-                    request.offset,
-                    lease.len(),
-                    true,
-                )),
-            }
+            self.out.push_bytes(&self.style.before_data(request.echo(), lease.len()));
             self.out.push_span(lease.span());
             return;
         };
@@ -95,7 +71,7 @@ impl NbdClient {
         let (mut headers, mut pieces) = (Vec::new(), Vec::new());
         if let Err(error) = self.style.plan_read(request, &segments, &mut headers, &mut pieces) {
             tracing::error!(%error, "the engine's answer does not add up");
-            self.push_error(request.cookie, Errno::EIO, None, "internal error");
+            self.push_error(request.echo(), Errno::EIO, None, "internal error");
             return;
         }
         for piece in pieces {
@@ -112,27 +88,43 @@ impl NbdClient {
         }
     }
 
-    fn push_status(&mut self, request: &NbdRequest, runs: &[MapRun]) {
-        let Some(context) = self.allocation else {
-            self.push_error(request.cookie, Errno::EINVAL, None, "no context was negotiated");
-            return;
-        };
-        let extents = runs.iter().map(|run| reply::Extent {
-            length: Bytes(run.len.get()),
-            flags: match run.kind {
-                MapKind::Hole => allocation::HOLE | allocation::ZERO,
-                MapKind::Zero { .. } => allocation::ZERO,
-                MapKind::Data { .. } => 0,
-            },
-        });
+    /// Answers with one chunk for each context asked about, all from one map.
+    fn push_status(&mut self, request: &NbdRequest, asked: ContextSet, runs: &[MapRun]) {
         let mut bytes = Vec::new();
-        match reply::block_status(&mut bytes, request, context, extents, true) {
-            Ok(()) => self.out.push_bytes(&bytes),
-            Err(error) => {
+        for context in self.contexts.iter().filter(|context| asked.contains(context.id)) {
+            let extents = runs.iter().map(|run| reply::Extent {
+                length: Bytes(run.len.get()),
+                flags: flags_of(&context.name, run.kind),
+            });
+            let done = asked.last() == Some(context.id);
+            let told = self.style.block_status(&mut bytes, request, context.id, extents, done);
+            if let Err(error) = told {
                 tracing::error!(%error, "the engine's map does not add up");
-                self.push_error(request.cookie, Errno::EIO, None, "internal error");
+                self.push_error(request.echo(), Errno::EIO, None, "internal error");
+                return;
             }
         }
+        self.out.push_bytes(&bytes);
+    }
+}
+
+/// What a context says of a run.
+fn flags_of(name: &ContextName, kind: MapKind) -> u32 {
+    let depth = match kind {
+        MapKind::Hole => None,
+        MapKind::Data { depth } | MapKind::Zero { depth } => Some(depth),
+    };
+    match name {
+        ContextName::Allocation => match kind {
+            MapKind::Hole => allocation::HOLE | allocation::ZERO,
+            MapKind::Zero { .. } => allocation::ZERO,
+            MapKind::Data { .. } => 0,
+        },
+        ContextName::AllocationDepth => depth.map_or(0, |depth| u32::from(depth) + 1),
+        // What the top layer holds is what was written since it was made. It is the only bitmap
+        // there is yet; `export_of` offers no other.
+        ContextName::DirtyBitmap(_) if depth == Some(0) => dirty::DIRTY,
+        ContextName::DirtyBitmap(_) => 0,
     }
 }
 
@@ -143,5 +135,28 @@ fn errno_of(fault: &Fault) -> Errno {
         FaultKind::NoSpace(_) => Errno::ENOSPC,
         FaultKind::ReadOnly => Errno::EPERM,
         FaultKind::Io(_) | FaultKind::Corrupt(_) | FaultKind::Stopped(_) => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::flags_of;
+    use crate::engine::request::MapKind::{self, Data, Hole, Zero};
+    use ::nbd::ContextName::{self, Allocation, AllocationDepth, DirtyBitmap};
+
+    fn told(name: &ContextName) -> [u32; 5] {
+        let kinds: [MapKind; 5] =
+            [Hole, Data { depth: 0 }, Data { depth: 29 }, Zero { depth: 0 }, Zero { depth: 1 }];
+        kinds.map(|kind| flags_of(name, kind))
+    }
+
+    #[test]
+    fn each_context_tells_its_own_side_of_the_same_map() {
+        // HOLE is bit 0 and ZERO bit 1; a zero that a layer holds is allocated.
+        assert_eq!(told(&Allocation), [3, 0, 0, 2, 2]);
+        // Unallocated is 0 and the top layer 1.
+        assert_eq!(told(&AllocationDepth), [0, 1, 30, 1, 2]);
+        // Dirty is what the top layer holds, zeroes included: they hide what lies below.
+        assert_eq!(told(&DirtyBitmap("leaf".to_owned())), [0, 1, 0, 1, 0]);
     }
 }

@@ -20,7 +20,7 @@ const DIRECT_BYTES: u32 = 32 << 10;
 /// Runs asked for in one block status.
 const MAX_RUNS: u32 = 8192;
 /// What the answer to one block status may take.
-const MAP_REPLY_BYTES: usize = MAX_RUNS as usize * 8;
+const MAP_REPLY_BYTES: usize = MAX_RUNS as usize * 16 * 3;
 /// Bytes of replies, data left out, that may wait to be sent, those of maps in flight included.
 const MAX_REPLY_BYTES: usize = 256 << 10;
 /// A cache request reads at most this much ahead.
@@ -164,9 +164,9 @@ impl NbdClient {
                 self.end(Ending::Dead);
                 Step::Pause
             }
-            Parsed::Refused { cookie, error, text, consumed, payload } => {
+            Parsed::Refused { echo, error, text, consumed, payload } => {
                 self.inbox.skip(consumed);
-                self.push_error(cookie, error, None, text);
+                self.push_error(echo, error, None, text);
                 self.input = Input::Skip { left: u64::from(payload) };
                 Step::On
             }
@@ -183,7 +183,7 @@ impl NbdClient {
 
     /// Refuses a request here and now; its payload is skipped.
     fn refuse(&mut self, request: &NbdRequest, error: Errno, text: &str) {
-        self.push_error(request.cookie, error, None, text);
+        self.push_error(request.echo(), error, None, text);
         self.input = Input::Skip { left: request.payload().0 };
     }
 
@@ -270,7 +270,7 @@ impl NbdClient {
             (Command::WriteZeroes { fua, no_hole, .. }, _) => {
                 Request::Zero { extent, may_unmap: !no_hole, fua }
             }
-            (Command::BlockStatus { req_one }, _) => {
+            (Command::BlockStatus { req_one, .. }, _) => {
                 Request::Map { extent, limit: if req_one { 1 } else { MAX_RUNS } }
             }
             _ => Request::Flush,

@@ -11,9 +11,9 @@ use std::time::Instant;
 use slab::Slab;
 
 use ::nbd::export::{BlockSize, Capabilities, Export};
-use ::nbd::handshake::Session;
+use ::nbd::handshake::{Context as Metadata, Session};
 use ::nbd::transmission::{Request as NbdRequest, Transmission};
-use ::nbd::{Bytes, ContextId, ReplyStyle};
+use ::nbd::{Bytes, ContextName, ReplyStyle};
 
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault};
@@ -27,6 +27,9 @@ const MAX_REQUESTS: usize = 256;
 /// Bytes of payload one connection may have in flight, in both directions; one request may be
 /// larger when it is alone.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// The dirty bitmap every disk has: what its top layer holds, so what changed since its parent.
+const LEAF_BITMAP: &str = "leaf";
 
 /// The export of a disk: what it is called and what it can do.
 #[must_use]
@@ -47,6 +50,11 @@ pub fn export_of(name: &str, description: &str, size_bytes: u64, read_only: bool
             rotational: false,
         },
         block_size: BlockSize::default(),
+        contexts: vec![
+            ContextName::Allocation,
+            ContextName::AllocationDepth,
+            ContextName::DirtyBitmap(LEAF_BITMAP.to_owned()),
+        ],
     }
 }
 
@@ -73,7 +81,8 @@ enum Ending {
 pub struct NbdClient {
     gate: Transmission,
     style: ReplyStyle,
-    allocation: Option<ContextId>,
+    /// The selected metadata contexts, in the order of their ids.
+    contexts: Vec<Metadata>,
     inbox: Inbox,
     input: Input,
     receiving: bool,
@@ -105,7 +114,7 @@ impl NbdClient {
         Self {
             gate,
             style: gate.reply_style(),
-            allocation: session.contexts.first().map(|context| context.id),
+            contexts: session.contexts.clone(),
             inbox: Inbox::new(&session.leftover),
             input: Input::Header,
             receiving: false,

@@ -1,8 +1,8 @@
 //! The seeds of the corpus: small inputs from which mutation reaches far. Images come from the
 //! tests' own builder, not from the code under test.
 
-use nbd::wire::{self, RequestHeader, option};
-use nbd::{Cookie, Offset};
+use nbd::wire::{self, ExtendedRequestHeader, RequestHeader, option};
+use nbd::{Bytes, ContextId, Cookie, Offset};
 
 use super::vhd_open;
 use builder::{Builder, Tail, with_batmap};
@@ -78,6 +78,17 @@ fn conversations() -> Vec<(&'static str, Vec<u8>)> {
         option_bytes(option::GO, &wire::info_request("disk", &[3])),
         header(0, 0, 0, 4096),
     ];
+    let wide = wide_stream();
+    let wider = [
+        vec![1],
+        flags.clone(),
+        option_bytes(option::EXTENDED_HEADERS, b""),
+        option_bytes(option::STRUCTURED_REPLY, b""),
+        option_bytes(option::LIST_META_CONTEXT, &wire::context_request("", &["qemu:"])),
+        option_bytes(option::SET_META_CONTEXT, &every_context()),
+        option_bytes(option::GO, &wire::info_request("disk", &[3])),
+        wide.clone(),
+    ];
     let old =
         [vec![1], flags.clone(), option_bytes(option::EXPORT_NAME, b"disk"), header(0, 0, 0, 512)];
     let curious =
@@ -87,7 +98,44 @@ fn conversations() -> Vec<(&'static str, Vec<u8>)> {
         ("modern", modern.concat()),
         ("old", old.concat()),
         ("curious", curious.concat()),
+        ("extended", wider.concat()),
+        ("extended_stream", [vec![0], wide].concat()),
     ]
+}
+
+fn every_context() -> Vec<u8> {
+    let all = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:leaf"];
+    wire::context_request("disk", &all)
+}
+
+/// Requests with extended headers: payloads that belong and one that does not, and two filters.
+fn wide_stream() -> Vec<u8> {
+    let header = |command: u16, flags: u16, offset: u64, length: u64| {
+        let (cookie, offset, length) = (Cookie(9), Offset(offset), Bytes(length));
+        ExtendedRequestHeader { flags, command, cookie, offset, length }.encode().to_vec()
+    };
+    let filter = |ids: &[u32]| {
+        let ids: Vec<ContextId> = ids.iter().copied().map(ContextId).collect();
+        wire::status_filter(Bytes(1 << 20), &ids)
+    };
+    let stream = [
+        header(0, 0, 0, 4096),
+        header(1, 33, 512, 512),
+        vec![0xAB; 512],
+        header(1, 0, 512, 8),
+        vec![0xCD; 8],
+        header(4, 32, 0, 16),
+        vec![0; 16],
+        header(7, 40, 0, 16),
+        filter(&[3, 1]),
+        header(7, 32, 0, 12),
+        filter(&[9]),
+        header(6, 2, 0, 1 << 20),
+        header(4, 0, 0, u64::MAX),
+        header(3, 0, 0, 0),
+        header(2, 0, 0, 0),
+    ];
+    stream.concat()
 }
 
 fn lives() -> Vec<(&'static str, Vec<u8>)> {
