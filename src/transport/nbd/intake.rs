@@ -19,7 +19,7 @@ const INBOX_BYTES: usize = 128 << 10;
 const DIRECT_BYTES: u32 = 32 << 10;
 /// Runs asked for in one block status.
 const MAX_RUNS: u32 = 8192;
-/// What the answer to one block status may take.
+/// What the answer to one block status may take: three contexts, 16 bytes a run.
 const MAP_REPLY_BYTES: usize = MAX_RUNS as usize * 16 * 3;
 /// Bytes of replies, data left out, that may wait to be sent, those of maps in flight included.
 const MAX_REPLY_BYTES: usize = 256 << 10;
