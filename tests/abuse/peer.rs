@@ -125,6 +125,7 @@ impl Peer {
             match self.stream.write(&bytes[sent % bytes.len()..]) {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("after {sent} bytes: {error}"),
             }
         }
