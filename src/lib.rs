@@ -9,5 +9,6 @@ pub mod format;
 pub mod host;
 pub mod image;
 pub mod server;
+pub mod size;
 pub mod shard;
 pub mod transport;

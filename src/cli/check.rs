@@ -10,7 +10,7 @@ use vhd::{Finding, RepairStep, Report, Severity};
 
 use super::options::ImageOptions;
 use super::output::{Exit, Failure, SCHEMA_VERSION};
-use super::size::human;
+use crate::size::human;
 use crate::engine::units::ByteLen;
 use crate::image::{Cause, ImageError, Repaired, inspect, inspect_layer, open, repair};
 

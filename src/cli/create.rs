@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::options::ParentOptions;
 use super::output::{self, Exit, Failure, SCHEMA_VERSION};
-use super::size::{human, parse_bytes, parse_sectors};
+use crate::size::{human, parse_bytes, parse_sectors};
 use crate::engine::units::ByteLen;
 use crate::image::{Format, NewImage, NewKind, OpenOptions, create};
 

@@ -10,7 +10,7 @@ use vhd::{DiskKind, Image, TailState};
 
 use super::options::ImageOptions;
 use super::output::{self, Exit, Failure, SCHEMA_VERSION};
-use super::size::human;
+use crate::size::human;
 use crate::engine::units::ByteLen;
 use crate::image::{Content, OpenedLayer, open, open_alone};
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::options::ImageOptions;
 use super::output::{self, Exit, Failure, SCHEMA_VERSION};
-use super::size::human;
+use crate::size::human;
 use crate::engine::Disk;
 use crate::engine::request::{Answer, MapKind, MapRun, Request, RequestId};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};

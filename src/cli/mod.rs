@@ -10,7 +10,6 @@ mod map;
 mod options;
 pub mod output;
 pub mod serve;
-mod size;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;

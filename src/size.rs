@@ -7,7 +7,7 @@ use crate::engine::units::{ByteLen, SECTOR};
 const PREFIXES: &str = "KMGTPE";
 
 /// A size in bytes, of any number of them.
-pub(super) fn parse_bytes(text: &str) -> Result<ByteLen, String> {
+pub fn parse_bytes(text: &str) -> Result<ByteLen, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -21,7 +21,7 @@ pub(super) fn parse_bytes(text: &str) -> Result<ByteLen, String> {
 }
 
 /// A size in bytes that is a whole number of sectors.
-pub(super) fn parse_sectors(text: &str) -> Result<ByteLen, String> {
+pub fn parse_sectors(text: &str) -> Result<ByteLen, String> {
     let bytes = parse_bytes(text)?.get();
     if bytes.is_multiple_of(SECTOR) {
         return Ok(ByteLen::new(bytes));
@@ -49,7 +49,7 @@ fn factor(unit: &str) -> Option<u64> {
 
 /// A size for people: exact in the largest unit of 1024 that divides it, unless that makes the
 /// number too long to read; else with one decimal.
-pub(super) fn human(size: ByteLen) -> String {
+pub fn human(size: ByteLen) -> String {
     const READABLE: u64 = 10_000;
     let bytes = size.get();
     if bytes == 0 {

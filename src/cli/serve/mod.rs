@@ -1,0 +1,312 @@
+//! `orlop serve`: images, served over NBD until it is told to stop.
+//!
+//! The order is the point: descriptors and images first, then the locks on ourselves, then the
+//! threads that talk to strangers.
+
+mod announce;
+mod exports;
+mod limits;
+mod listening;
+mod tls;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::output::Failure;
+use crate::admin::{Admin, Look};
+use crate::host::Aio;
+use crate::host::memory::ArenaSize;
+use crate::image::ImageError;
+use crate::server::{
+    Bound, Control, ControlError, DiskError, Estate, ExportSpec, Limits, Registry, Service,
+};
+use crate::shard::{self, Mailbox};
+use crate::tls::Tls;
+use exports::ExportOptions;
+use limits::LimitOptions;
+use listening::ListenOptions;
+use tls::TlsOptions;
+
+/// Threads for handshakes and TLS, where there is TLS.
+const TLS_THREADS: usize = 2;
+/// How often `--stats` tells.
+const STATS_EVERY: Duration = Duration::from_secs(1);
+
+/// How the I/O is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum AioArg {
+    /// io_uring if the kernel offers it, else threads; says which it took.
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// A small pool of threads.
+    Threads,
+}
+
+/// Serve disk images over NBD.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  orlop serve disk.vhd --create 1G               make a 1 GiB VHD if there is none, and serve it
+  orlop serve disk.vhd --socket /run/x.sock      on a unix socket
+  orlop serve a.vhd b.vhd                        two exports, called a.vhd and b.vhd
+  orlop serve --add name=p1,image=disk.vhd,partition=1,read-only
+  orlop serve disk.vhd --overlay                 try things out: the image never changes
+  orlop serve disk.vhd --bind 0.0.0.0 --tls-certs /etc/pki/orlop
+  orlop serve disk.vhd --read-only --run 'qemu-img info \"$uri\"'")]
+pub struct ServeOptions {
+    #[command(flatten)]
+    exports: ExportOptions,
+    #[command(flatten)]
+    listen: ListenOptions,
+    #[command(flatten)]
+    tls: TlsOptions,
+    #[command(flatten)]
+    limits: LimitOptions,
+    #[command(flatten)]
+    process: ProcessOptions,
+}
+
+/// How the process runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The process")]
+struct ProcessOptions {
+    /// Let `orlop export` add, remove, limit and watch exports through this unix socket
+    #[arg(long, value_name = "PATH")]
+    admin: Option<PathBuf>,
+    /// Print what clients do to standard error, every second in which they do something
+    #[arg(long)]
+    stats: bool,
+    /// Run this shell command with the URI in $uri, and stop when it ends
+    #[arg(long, value_name = "COMMAND", conflicts_with = "stdio")]
+    run: Option<String>,
+    /// How the I/O is done
+    #[arg(long, value_enum, default_value_t = AioArg::Auto)]
+    aio: AioArg,
+    /// Threads that serve disks; each disk has one of them
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
+    threads: usize,
+    /// Memory for requests in flight, in MiB, for each of those threads
+    #[arg(long, value_name = "MIB", default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(128..=2048))]
+    memory: u32,
+    /// Print one JSON object (a line) when the server is ready, and errors as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command and says how it ended.
+pub(super) fn main(options: &ServeOptions, out: &mut dyn Write) -> ExitCode {
+    match run(options, out) {
+        Ok(status) => status.into(),
+        Err(error) => failure(error).report(options.process.json, out).into(),
+    }
+}
+
+/// An image that does not open has an exit code and a hint of its own.
+fn failure(error: anyhow::Error) -> Failure {
+    match error.downcast::<ControlError>() {
+        Ok(ControlError::Disk(DiskError::Image(error))) => Failure::from(error),
+        Ok(error) => Failure::other(&anyhow::Error::from(error)),
+        Err(error) => match error.downcast::<ImageError>() {
+            Ok(error) => Failure::from(error),
+            Err(error) => Failure::other(&error),
+        },
+    }
+}
+
+/// Opens what is to be exported, and serves it until a signal, the end of the command given with
+/// `--run`, or the end of the last connection there can be.
+fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
+    let tls = options.tls.load()?;
+    let specs = options.exports.specs()?;
+    let usual = options.exports.usual()?;
+    // Bound before disks are opened: a port in use must not cost a commit.
+    let open_to_all = specs.iter().any(|spec| spec.plaintext) || usual.plaintext;
+    let bound = options.listen.bind(tls.is_some() && !open_to_all)?;
+    let admin = match &options.process.admin {
+        Some(path) => Some(Admin::bind(path).with_context(|| format!("{}", path.display()))?),
+        None => None,
+    };
+    options.exports.create_if_absent()?;
+    let (shards, threads) = spawn_shards(&options.process)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let server = Server { bound, admin, shards, tls, limits: options.limits.limits(), specs, usual };
+    let outcome = runtime.block_on(serve(options, server, out));
+    for thread in threads {
+        drop(thread.join());
+    }
+    outcome
+}
+
+fn spawn_shards(options: &ProcessOptions) -> Result<(Vec<Mailbox>, Vec<JoinHandle<()>>)> {
+    let aio = match options.aio {
+        AioArg::Auto => Aio::Auto,
+        AioArg::Uring => Aio::Uring,
+        AioArg::Threads => Aio::Threads,
+    };
+    let arena = ArenaSize { large_bytes: options.memory << 20, ..ArenaSize::default() };
+    let mut shards = Vec::new();
+    let mut threads = Vec::new();
+    for _ in 0..options.threads {
+        let (mailbox, choice, thread) =
+            shard::spawn(aio, arena).context("no I/O host; try --aio threads")?;
+        tracing::info!("I/O by {choice}");
+        shards.push(mailbox);
+        threads.push(thread);
+    }
+    Ok((shards, threads))
+}
+
+/// Everything a server is made of.
+struct Server {
+    bound: Bound,
+    admin: Option<Admin>,
+    shards: Vec<Mailbox>,
+    tls: Option<Tls>,
+    limits: Limits,
+    specs: Vec<ExportSpec>,
+    usual: ExportSpec,
+}
+
+async fn serve(options: &ServeOptions, server: Server, out: &mut dyn Write) -> Result<u8> {
+    let Server { bound, admin, shards, tls, limits, specs, usual } = server;
+    let registry = Arc::new(Registry::default());
+    let estate = Estate::new(shards.clone());
+    let per_export = limits.per_export;
+    let control = Control::new(Arc::clone(&registry), estate, per_export, tls.clone());
+    let control = Arc::new(control);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let opened = open_all(&control, specs, options.exports.default.as_deref()).await;
+    // Whatever was opened by then is closed in order.
+    let outcome = match opened {
+        Err(error) => Err(error),
+        Ok(()) => {
+            let crew = Crew::new(tls.is_some())?;
+            let service = Service::new(Arc::clone(&registry), limits, tls.clone(), crew.handle());
+            announce::announce(options, &bound, &registry, tls.is_some(), out)?;
+            let uri = announce::first_uri(&bound, &registry, tls.is_some());
+            let outcome = tokio::select! {
+                ended = service.serve(bound) => ended.map(|()| 0).map_err(Into::into),
+                ended = administer(admin.as_ref(), &control, usual) => Err(ended),
+                () = watch(options.process.stats, &registry) => Ok(0),
+                _ = interrupt.recv() => Ok(0),
+                _ = terminate.recv() => Ok(0),
+                status = captive(options.process.run.as_deref(), uri) => status,
+            };
+            registry.drain();
+            let closed = shut_down(&shards).await;
+            service.farewell().await;
+            crew.end();
+            return closed.and(outcome);
+        }
+    };
+    shut_down(&shards).await.and(outcome)
+}
+
+async fn open_all(control: &Control, specs: Vec<ExportSpec>, default: Option<&str>) -> Result<()> {
+    for spec in specs {
+        control.add(spec).await?;
+    }
+    if let Some(name) = default {
+        control.registry().seat(name).context("--default")?;
+        control.registry().set_default(Some(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// Ends all shards, side by side; what was not made durable is an error.
+async fn shut_down(shards: &[Mailbox]) -> Result<()> {
+    let mut ending = tokio::task::JoinSet::new();
+    for shard in shards {
+        let shard = shard.clone();
+        ending.spawn(async move { shard.shut_down().await });
+    }
+    let mut failed = Vec::new();
+    while let Some(ended) = ending.join_next().await {
+        failed.extend(ended?.err());
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("the last changes could not be made durable: {}", failed.join("; "))
+}
+
+async fn administer(
+    admin: Option<&Admin>,
+    control: &Arc<Control>,
+    usual: ExportSpec,
+) -> anyhow::Error {
+    let Some(admin) = admin else { return std::future::pending().await };
+    match admin.serve(Arc::clone(control), usual).await {
+        Ok(()) => anyhow::anyhow!("the admin socket ended"),
+        Err(error) => anyhow::Error::from(error).context("the admin socket"),
+    }
+}
+
+/// Tells what clients do, for as long as it is polled.
+async fn watch(wanted: bool, registry: &Registry) {
+    if !wanted {
+        return std::future::pending().await;
+    }
+    let mut before = Look::at(registry);
+    loop {
+        tokio::time::sleep(STATS_EVERY).await;
+        let now = Look::at(registry);
+        // Where standard error is gone, nobody watches.
+        let _ = std::io::stderr().write_all(now.since(&before).as_bytes());
+        before = now;
+    }
+}
+
+/// The threads that negotiate and encrypt; without TLS, the control thread does it.
+struct Crew(Option<tokio::runtime::Runtime>);
+
+impl Crew {
+    fn new(tls: bool) -> Result<Self> {
+        if !tls {
+            return Ok(Self(None));
+        }
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(TLS_THREADS).thread_name("orlop-tls").enable_all();
+        Ok(Self(Some(builder.build()?)))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        match &self.0 {
+            Some(runtime) => runtime.handle().clone(),
+            None => tokio::runtime::Handle::current(),
+        }
+    }
+
+    fn end(self) {
+        if let Some(runtime) = self.0 {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Runs the captive command, if there is one; its exit status becomes ours.
+async fn captive(command: Option<&str>, uri: String) -> Result<u8> {
+    let Some(command) = command else { return std::future::pending().await };
+    let command = command.to_owned();
+    let (done, is_done) = tokio::sync::oneshot::channel();
+    // A thread of its own: the server must go on while the command runs.
+    std::thread::spawn(move || {
+        let status =
+            std::process::Command::new("sh").arg("-c").arg(&command).env("uri", uri).status();
+        // Nobody waits any more when a signal came first.
+        let _ = done.send(status);
+    });
+    let status = is_done.await??;
+    Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
+}

@@ -1,0 +1,37 @@
+//! The credentials of `serve`: certificates in a directory, or pre-shared keys in a file.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::tls::{ClientVerify, Tls};
+
+/// Who the server is, and who its clients are.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TLS")]
+pub(super) struct TlsOptions {
+    /// Require TLS, with the certificates in this directory: ca-cert.pem, server-cert.pem,
+    /// server-key.pem and, if there is one, ca-crl.pem
+    #[arg(long, value_name = "DIR", conflicts_with = "tls_psk")]
+    tls_certs: Option<PathBuf>,
+    /// Ask clients for no certificate
+    #[arg(long, requires = "tls_certs")]
+    tls_no_client_certs: bool,
+    /// Require TLS, with the keys in this file of lines USER:HEXKEY (needs a build with `psk`)
+    #[arg(long, value_name = "FILE")]
+    tls_psk: Option<PathBuf>,
+}
+
+impl TlsOptions {
+    /// Reads them. `None`: there are none, and connections are in the clear.
+    pub(super) fn load(&self) -> Result<Option<Tls>> {
+        if let Some(place) = &self.tls_certs {
+            let verify =
+                if self.tls_no_client_certs { ClientVerify::Off } else { ClientVerify::Required };
+            return Tls::from_directory(place, verify).map(Some).context("--tls-certs");
+        }
+        let Some(file) = &self.tls_psk else { return Ok(None) };
+        Tls::from_psk_file(file).map(Some).context("--tls-psk")
+    }
+}

@@ -1,0 +1,337 @@
+//! From a connection to a session: accepting, negotiating with a deadline, TLS, and the hand-over
+//! to the shard.
+//!
+//! Refuses to touch data in the clear: that is the shard's. A connection under TLS stays here as a
+//! pump between its socket and the shard's end of a pair.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nbd::TlsOffer;
+use nbd::handshake::{Handshake, Progress, Session};
+use rustix::net::{SocketFlags, accept_with, sockopt};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::limits::Limits;
+use super::listen::{Listener, Purpose};
+use super::passed;
+use super::registry::{Connection, Registry, Seat, Sight};
+use super::stream::Stream;
+use crate::meter::Meter;
+use crate::shard::NewClient;
+use crate::tls::{Secured, Tls, bridge};
+use crate::transport::nbd::{ClientSettings, NbdClient};
+
+/// Pause after `accept` failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long what was said last may take to reach a peer under TLS after the shard closed.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Bytes taken from a handshake's socket at once.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// What every connection needs to get in.
+pub(super) struct Door {
+    pub(super) registry: Arc<Registry>,
+    pub(super) limits: Limits,
+    pub(super) tls: Option<Tls>,
+    /// Slots for connections of the process.
+    slots: Arc<Semaphore>,
+    /// Sessions under TLS.
+    pumps: Mutex<JoinSet<()>>,
+}
+
+/// The slot of a connection, held by everyone who still works for it.
+pub(super) type Slot = Arc<OwnedSemaphorePermit>;
+
+impl Door {
+    pub(super) fn new(registry: Arc<Registry>, limits: Limits, tls: Option<Tls>) -> Self {
+        let slots = Arc::new(Semaphore::new(limits.connections));
+        Self { registry, limits, tls, slots, pumps: Mutex::default() }
+    }
+
+    /// Waits for a slot: without one nothing is accepted, and the peer waits in the backlog.
+    pub(super) async fn slot(&self) -> Slot {
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        Arc::new(slot.expect("nobody closes the semaphore"))
+    }
+
+    /// Waits until nobody is connected.
+    pub(super) async fn all_gone(&self) {
+        let all = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
+        // Every slot is free when every connection has ended.
+        let every = self.slots.acquire_many(all).await;
+        drop(every);
+    }
+
+    /// Whether a handshake must, may or cannot go over to TLS.
+    fn offer(&self) -> TlsOffer {
+        match &self.tls {
+            None => TlsOffer::None,
+            Some(_) if self.registry.seats().iter().any(|seat| seat.plaintext) => {
+                TlsOffer::Optional
+            }
+            Some(_) => TlsOffer::Required,
+        }
+    }
+
+    /// Carries one connection through its handshake and hands it over; under TLS, stays with it
+    /// to its end. `preset` names what it gets when it asks for no name.
+    pub(super) async fn welcome(&self, socket: OwnedFd, slot: Slot, preset: Option<String>) {
+        let peer = peer_name(&socket);
+        if let Err(error) = self.converse(socket, slot, preset.as_deref(), &peer).await {
+            tracing::debug!(peer, %error, "a connection ended before its first request");
+        }
+    }
+
+    async fn converse(
+        &self,
+        socket: OwnedFd,
+        slot: Slot,
+        preset: Option<&str>,
+        peer: &str,
+    ) -> io::Result<()> {
+        prepare(&socket);
+        let stream = Stream::new(socket)?;
+        let mut sight = Sight::new(&self.registry, self.tls.is_some(), preset);
+        let negotiated = tokio::time::timeout(
+            self.limits.handshake_time,
+            self.negotiate(stream, &mut sight),
+        );
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "its handshake took too long");
+        let Some((session, wire)) = negotiated.await.map_err(late)?? else { return Ok(()) };
+        let Some((seat, place)) = sight.chosen() else { return Ok(()) };
+        let peer = match sight.peer() {
+            Some(named) => format!("{peer} ({named})"),
+            None => peer.to_owned(),
+        };
+        drop(sight);
+        let guard = Arc::new((slot, place));
+        match wire {
+            Wire::Clear(stream) => self.hand_over(stream.into_fd(), &session, &seat, peer, guard),
+            Wire::Secured(secured) => {
+                let (inner, outer) = std::os::unix::net::UnixStream::pair()?;
+                self.hand_over(inner.into(), &session, &seat, peer, Arc::clone(&guard))?;
+                // Its own reference, or the session would be kept for as long as the peer likes.
+                drop(session);
+                outer.set_nonblocking(true)?;
+                let outer = tokio::net::UnixStream::from_std(outer)?;
+                self.pump(async move {
+                    if let Err(error) = bridge(*secured, outer, FAREWELL).await {
+                        tracing::debug!(%error, "a connection under TLS broke");
+                    }
+                    drop(guard);
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Carries the bytes of a session under TLS; outlives its handshake and its listener.
+    fn pump(&self, pump: impl Future<Output = ()> + Send + 'static) {
+        let mut pumps = self.pumps.lock().unwrap_or_else(PoisonError::into_inner);
+        while pumps.try_join_next().is_some() {}
+        pumps.spawn(pump);
+    }
+
+    /// Waits until every session under TLS has said its last word, or took too long.
+    pub(super) async fn farewell(&self) {
+        let mut pumps = {
+            let mut pumps = self.pumps.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *pumps)
+        };
+        let all = async { while pumps.join_next().await.is_some() {} };
+        if tokio::time::timeout(FAREWELL, all).await.is_err() {
+            tracing::warn!("clients under TLS did not take their last replies in time");
+        }
+    }
+
+    async fn negotiate(
+        &self,
+        stream: Stream,
+        sight: &mut Sight<'_>,
+    ) -> io::Result<Option<(Session, Wire)>> {
+        let mut handshake = Handshake::new(self.limits.handshake, self.offer());
+        let mut stream = stream;
+        match talk(&mut stream, &mut handshake, sight).await? {
+            Turn::Over(None) => return Ok(None),
+            Turn::Over(Some(session)) => return Ok(Some((session, Wire::Clear(stream)))),
+            Turn::Tls => {}
+        }
+        let tls = self.tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let (mut secured, peer) = tls.accept(stream).await.map_err(io::Error::other)?;
+        sight.secured(peer);
+        handshake.secured();
+        match talk(&mut secured, &mut handshake, sight).await? {
+            Turn::Over(Some(session)) => Ok(Some((session, Wire::Secured(Box::new(secured))))),
+            Turn::Over(None) | Turn::Tls => {
+                // The peer hears why before the connection goes.
+                secured.shutdown().await?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn hand_over(
+        &self,
+        socket: OwnedFd,
+        session: &Session,
+        seat: &Arc<Seat>,
+        peer: String,
+        guard: Arc<(Slot, OwnedSemaphorePermit)>,
+    ) -> io::Result<()> {
+        let meter = Arc::new(Meter::new());
+        let settings = ClientSettings {
+            window: seat.extent(),
+            limits: self.limits.client.clone(),
+            export_meter: Arc::clone(&seat.meter),
+            meter: Arc::clone(&meter),
+            throttle: Arc::clone(&seat.throttle),
+        };
+        tracing::debug!(peer, export = seat.name, "a client connected");
+        let ticket = seat.welcome(Connection {
+            id: self.registry.number(),
+            peer,
+            since: Instant::now(),
+            meter,
+        });
+        let new = NewClient {
+            disk: seat.disk.tag,
+            export: seat.key,
+            socket,
+            client: Box::new(NbdClient::new(session, settings)),
+            guard: Box::new((ticket, guard)),
+        };
+        let posted = self.registry.while_shown(seat, || seat.disk.mailbox.connect(new));
+        match posted {
+            Some(posted) => posted.map_err(io::Error::other),
+            None => Err(io::Error::other("the export was removed during its handshake")),
+        }
+    }
+}
+
+/// A connection whose handshake is over.
+enum Wire {
+    Clear(Stream),
+    Secured(Box<Secured<Stream>>),
+}
+
+/// How a stretch of a handshake ended.
+enum Turn {
+    /// There is a session, or none.
+    Over(Option<Session>),
+    /// It goes on under TLS.
+    Tls,
+}
+
+/// Feeds a handshake until it is over or changes its wire.
+async fn talk(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    handshake: &mut Handshake,
+    sight: &Sight<'_>,
+) -> io::Result<Turn> {
+    let mut buffer = vec![0; PIECE_BYTES];
+    loop {
+        stream.write_all(&handshake.take_output()).await?;
+        stream.flush().await?;
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(Turn::Over(None));
+        }
+        let progress = handshake.receive(&buffer[..count], sight);
+        stream.write_all(&handshake.take_output()).await?;
+        stream.flush().await?;
+        match progress {
+            Ok(Progress::More) => {}
+            Ok(Progress::Ready(session)) => return Ok(Turn::Over(Some(session))),
+            Ok(Progress::StartTls) => return Ok(Turn::Tls),
+            Ok(Progress::Closed) => return Ok(Turn::Over(None)),
+            Err(violation) => {
+                tracing::info!(%violation, "dropping a client in its handshake");
+                return Ok(Turn::Over(None));
+            }
+        }
+    }
+}
+
+/// Accepts for as long as it is polled. Handshakes run on the runtime `crew`, and end with this.
+pub(super) async fn accept_all(
+    listener: Listener,
+    door: Arc<Door>,
+    crew: tokio::runtime::Handle,
+) -> io::Result<()> {
+    let (purpose, most_half_open) = (listener.purpose, door.limits.half_open);
+    rustix::io::ioctl_fionbio(&listener.socket, true)?;
+    let socket = AsyncFd::new(listener.socket.as_fd())?;
+    let mut handshakes = JoinSet::new();
+    let mut half_open: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        while handshakes.try_join_next().is_some() {}
+        half_open.retain(|handshake| !handshake.is_finished());
+        let slot = door.slot().await;
+        let accepted = accept(&socket).await;
+        let door = Arc::clone(&door);
+        match (accepted, purpose) {
+            (Ok(socket), Purpose::Speak) => {
+                let task = async move { door.welcome(socket, slot, None).await };
+                half_open.push_back(handshakes.spawn_on(task, &crew));
+            }
+            (Ok(socket), Purpose::Pass) => {
+                let task = async move { passed::receive_all(door, socket, slot).await };
+                handshakes.spawn_on(task, &crew);
+            }
+            (Err(error), _) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        // Peers that say nothing must not keep out those who do: the one that has had the most
+        // time makes room.
+        if half_open.len() > most_half_open
+            && let Some(oldest) = half_open.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+}
+
+async fn accept(socket: &AsyncFd<impl AsFd>) -> io::Result<OwnedFd> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let tried = ready.try_io(|inner| {
+            accept_with(inner.get_ref().as_fd(), SocketFlags::CLOEXEC).map_err(io::Error::from)
+        });
+        if let Ok(result) = tried {
+            return result;
+        }
+    }
+}
+
+/// Small replies leave at once. Means nothing to a socket that is not TCP.
+fn prepare(socket: &OwnedFd) {
+    let family = sockopt::socket_domain(socket);
+    if family.is_ok_and(|it| it == rustix::net::AddressFamily::INET || it == rustix::net::AddressFamily::INET6)
+        && let Err(error) = sockopt::set_tcp_nodelay(socket, true)
+    {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+}
+
+/// Who is at the other end, as far as the socket tells.
+fn peer_name(socket: &OwnedFd) -> String {
+    let address = rustix::net::getpeername(socket).ok().flatten();
+    if let Some(address) = address.and_then(|any| std::net::SocketAddr::try_from(any).ok()) {
+        return address.to_string();
+    }
+    match sockopt::socket_peercred(socket) {
+        Ok(credentials) => {
+            format!("pid {} uid {}", credentials.pid.as_raw_nonzero(), credentials.uid.as_raw())
+        }
+        Err(_) => "unknown".to_owned(),
+    }
+}

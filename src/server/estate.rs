@@ -1,0 +1,176 @@
+//! The disks of a server: opened once each, whoever asks for how many parts of them, and given to
+//! the shards that own them.
+//!
+//! Refuses to open an image a second time, and to know what it is exported as.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::engine::units::ByteLen;
+use crate::image::{self, ImageError, OpenOptions, OpenedChain};
+use crate::shard::{DiskTag, Mailbox};
+
+/// A disk in the hands of a shard.
+#[derive(Debug)]
+pub struct OwnedDisk {
+    /// The image on top.
+    pub path: PathBuf,
+    /// Whether nobody may write it.
+    pub read_only: bool,
+    /// Whether what is written vanishes with it.
+    pub throwaway: bool,
+    /// Images from the top down.
+    pub layers: usize,
+    /// Its name on its shard.
+    pub tag: DiskTag,
+    /// The way to its shard.
+    pub mailbox: Mailbox,
+    size_bytes: Arc<AtomicU64>,
+    /// Exports that show it.
+    users: AtomicUsize,
+}
+
+impl OwnedDisk {
+    /// Its size now.
+    #[must_use]
+    pub fn size(&self) -> ByteLen {
+        ByteLen::new(self.size_bytes.load(Ordering::Acquire))
+    }
+}
+
+/// Why a disk is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The image does not open.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// It is open already, to be read only.
+    #[error("{path} is served read-only already; remove those exports first, or add it read-only")]
+    ReadOnly {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The shard did not take it.
+    #[error("{path}: {error}")]
+    Shard {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// What tells one file from another, whatever paths lead to it.
+type FileKey = (u64, u64);
+
+/// The disks of a process.
+#[derive(Debug)]
+pub struct Estate {
+    shards: Vec<Mailbox>,
+    shared: Mutex<BTreeMap<FileKey, Arc<OwnedDisk>>>,
+}
+
+impl Estate {
+    /// An estate without disks, on at least one shard.
+    #[must_use]
+    pub fn new(shards: Vec<Mailbox>) -> Self {
+        Self { shards, shared: Mutex::default() }
+    }
+
+    /// The disk of an image: the one that is there, or opened now. An overlay is always its own.
+    /// Whoever gets it owes a [`Self::release`]. Not to be called by two at once.
+    ///
+    /// # Errors
+    /// What keeps the image from being opened or served.
+    pub async fn disk(
+        &self,
+        options: &OpenOptions,
+        overlay: Option<&Path>,
+    ) -> Result<Arc<OwnedDisk>, DiskError> {
+        if overlay.is_none()
+            && let Some(disk) = self.known(&options.path)
+        {
+            if disk.read_only && !options.read_only {
+                return Err(DiskError::ReadOnly { path: options.path.clone() });
+            }
+            disk.users.fetch_add(1, Ordering::Relaxed);
+            return Ok(disk);
+        }
+        let key = if overlay.is_none() { file_key(&options.path) } else { None };
+        let chain = open(options, overlay).await?;
+        for notice in &chain.notices {
+            tracing::warn!("{notice}");
+        }
+        let disk = Arc::new(self.attach(options, overlay.is_some(), chain).await?);
+        if let Some(key) = key {
+            self.lock().insert(key, Arc::clone(&disk));
+        }
+        Ok(disk)
+    }
+
+    /// Gives an opened image to the shard with the fewest disks.
+    async fn attach(
+        &self,
+        options: &OpenOptions,
+        throwaway: bool,
+        chain: OpenedChain,
+    ) -> Result<OwnedDisk, DiskError> {
+        let path = options.path.clone();
+        let mailbox = self.quietest();
+        let size_bytes = Arc::new(AtomicU64::new(chain.size.get()));
+        let (read_only, layers) = (chain.read_only, chain.layers.len());
+        let attached = mailbox.attach(Box::new(move |add_file| chain.attach(add_file))).await;
+        let tag = attached.map_err(|error| DiskError::Shard { path: path.clone(), error })?;
+        Ok(OwnedDisk { path, read_only, throwaway, layers, tag, mailbox, size_bytes, users: AtomicUsize::new(1) })
+    }
+
+    fn quietest(&self) -> Mailbox {
+        let shared = self.lock();
+        let disks = |mailbox: &&Mailbox| {
+            shared.values().filter(|disk| disk.mailbox.is_same(mailbox)).count()
+        };
+        self.shards.iter().min_by_key(disks).expect("there is at least one shard").clone()
+    }
+
+    /// Gives a disk up: if nothing else uses it, its shard makes it durable and closes it.
+    ///
+    /// # Errors
+    /// What kept its last changes from becoming durable.
+    pub async fn release(&self, disk: Arc<OwnedDisk>) -> Result<(), String> {
+        if disk.users.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return Ok(());
+        }
+        self.lock().retain(|_, other| !Arc::ptr_eq(other, &disk));
+        let closed = disk.mailbox.detach(disk.tag).await;
+        closed.map_err(|why| format!("{}: {why}", disk.path.display()))
+    }
+
+    fn known(&self, path: &Path) -> Option<Arc<OwnedDisk>> {
+        self.lock().get(&file_key(path)?).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<FileKey, Arc<OwnedDisk>>> {
+        // It is held for look-ups and insertions, none of which can stop halfway.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opening waits for disks and locks, so it has a thread of its own while it lasts.
+async fn open(options: &OpenOptions, overlay: Option<&Path>) -> Result<OpenedChain, ImageError> {
+    let options = options.clone();
+    let overlay = overlay.map(Path::to_owned);
+    let opened = tokio::task::spawn_blocking(move || match overlay {
+        None => image::open(&options),
+        Some(place) => image::open_overlay(&options, &place),
+    });
+    opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+fn file_key(path: &Path) -> Option<FileKey> {
+    // A path that leads nowhere gets its error from whoever opens it.
+    std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}

@@ -1,0 +1,331 @@
+//! The exports of a server by name, and who is connected to them.
+//!
+//! Refuses to open or close disks: it holds what `control` made, and tells a handshake what a peer
+//! may see of it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use nbd::{Export, ExportEntry, Exports, Lookup};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::estate::OwnedDisk;
+use crate::engine::units::Extent;
+use crate::meter::{Meter, Throttle};
+use crate::shard::ExportKey;
+use crate::tls::{Peer, Rule};
+use crate::transport::nbd::{ExportShape, export_of};
+
+/// One export as it is being served.
+#[derive(Debug)]
+pub struct Seat {
+    /// Names its connections on the shard.
+    pub key: ExportKey,
+    /// The name clients ask for.
+    pub name: String,
+    /// Text for people.
+    pub description: String,
+    /// The disk behind it.
+    pub disk: Arc<OwnedDisk>,
+    /// Which bytes of the disk it shows; `None` for all, however many those are.
+    pub window: Option<Extent>,
+    /// Whether its clients may not write.
+    pub read_only: bool,
+    /// Whether its clients may change the disk's size.
+    pub resize: bool,
+    /// Whether it may be used without TLS although there are credentials.
+    pub plaintext: bool,
+    /// Who may use it; empty for everyone.
+    pub allow: Vec<Rule>,
+    /// What its clients did, together.
+    pub meter: Arc<Meter>,
+    /// How much they may do in a second.
+    pub throttle: Arc<Throttle>,
+    /// Most connections.
+    pub max_connections: usize,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
+}
+
+/// One connection in its transmission phase, as it is looked at from outside.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its number, unique in the process.
+    pub id: u64,
+    /// Who is there, as far as the transport or TLS tells.
+    pub peer: String,
+    /// When its handshake ended.
+    pub since: Instant,
+    /// What it did.
+    pub meter: Arc<Meter>,
+}
+
+impl Seat {
+    /// The bytes of the disk it shows now.
+    #[must_use]
+    pub fn extent(&self) -> Extent {
+        let start = crate::engine::units::DiskOffset::new(0);
+        self.window.unwrap_or_else(|| Extent::new(start, self.disk.size()))
+    }
+
+    /// What the protocol says of it.
+    #[must_use]
+    pub fn export(&self) -> Export {
+        export_of(ExportShape {
+            name: &self.name,
+            description: &self.description,
+            size: self.extent().len,
+            read_only: self.read_only,
+            resize: self.resize,
+        })
+    }
+
+    /// Its connections, the oldest first.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.lock_connections().values().cloned().collect()
+    }
+
+    fn lock_connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a connection for as long as the ticket lives.
+    pub(super) fn welcome(self: &Arc<Self>, connection: Connection) -> Ticket {
+        let id = connection.id;
+        self.lock_connections().insert(id, Arc::new(connection));
+        Ticket { seat: Arc::clone(self), id }
+    }
+}
+
+/// A connection's entry in the list of its export.
+pub(super) struct Ticket {
+    seat: Arc<Seat>,
+    id: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.seat.lock_connections().remove(&self.id);
+    }
+}
+
+/// A name that cannot be given to an export.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// It is taken.
+    #[error("there is an export {0:?} already; remove it first, or choose another name")]
+    Taken(String),
+    /// The protocol cannot carry it.
+    #[error("an export's name has at most 4096 bytes and no NUL")]
+    Unsayable,
+    /// There is none of that name.
+    #[error("there is no export {0:?}")]
+    Unknown(String),
+    /// The table is full.
+    #[error("a server has at most {0} exports")]
+    TooMany(usize),
+}
+
+/// Exports of one server at most.
+const MAX_EXPORTS: usize = 4096;
+/// Longest name the protocol carries, in bytes.
+const NAME_MAX: usize = 4096;
+
+/// All exports of a server.
+#[derive(Debug, Default)]
+pub struct Registry {
+    exports: RwLock<BTreeMap<String, Arc<Seat>>>,
+    /// What clients get that ask for no name; the only export when `None`.
+    default: RwLock<Option<String>>,
+    draining: AtomicBool,
+    next: AtomicU64,
+}
+
+impl Registry {
+    /// A number nothing else in this process has.
+    pub(super) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Checks that an export could be called so.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_name(&self, name: &str) -> Result<(), NameError> {
+        if name.len() > NAME_MAX || name.contains('\0') {
+            return Err(NameError::Unsayable);
+        }
+        let exports = self.read();
+        if exports.contains_key(name) {
+            return Err(NameError::Taken(name.to_owned()));
+        }
+        if exports.len() >= MAX_EXPORTS {
+            return Err(NameError::TooMany(MAX_EXPORTS));
+        }
+        Ok(())
+    }
+
+    /// Shows an export to clients from now on.
+    ///
+    /// # Errors
+    /// Its name cannot be given.
+    pub fn insert(&self, seat: Arc<Seat>) -> Result<(), NameError> {
+        self.check_name(&seat.name)?;
+        self.write().insert(seat.name.clone(), seat);
+        Ok(())
+    }
+
+    /// Hides an export; its connections go on.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn remove(&self, name: &str) -> Result<Arc<Seat>, NameError> {
+        self.write().remove(name).ok_or_else(|| NameError::Unknown(name.to_owned()))
+    }
+
+    /// Does something for an export that is still shown, before it can be removed. `None`: it was.
+    ///
+    /// What `act` posts to a shard comes before whatever a removal posts.
+    pub(super) fn while_shown<T>(&self, seat: &Arc<Seat>, act: impl FnOnce() -> T) -> Option<T> {
+        let exports = self.read();
+        exports.get(&seat.name).filter(|other| Arc::ptr_eq(other, seat)).map(|_| act())
+    }
+
+    /// The export of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn seat(&self, name: &str) -> Result<Arc<Seat>, NameError> {
+        self.read().get(name).cloned().ok_or_else(|| NameError::Unknown(name.to_owned()))
+    }
+
+    /// All exports, by name.
+    #[must_use]
+    pub fn seats(&self) -> Vec<Arc<Seat>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// Chooses what clients get that ask for no name.
+    pub fn set_default(&self, name: Option<String>) {
+        *self.default.write().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
+    /// The name of what clients get that ask for none.
+    #[must_use]
+    pub fn default_name(&self) -> Option<String> {
+        let chosen = self.default.read().unwrap_or_else(PoisonError::into_inner).clone();
+        chosen.or_else(|| {
+            let exports = self.read();
+            let mut names = exports.keys();
+            names.next().filter(|_| names.next().is_none()).cloned()
+        })
+    }
+
+    /// New sessions are refused from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Seat>> {
+        // An export that is really called "" is found as such.
+        let found = self.read().get(name).cloned();
+        if found.is_some() || !name.is_empty() {
+            return found;
+        }
+        self.read().get(&self.default_name()?).cloned()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Seat>>> {
+        self.exports.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Arc<Seat>>> {
+        self.exports.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one peer sees of the exports, in its handshake.
+pub(super) struct Sight<'a> {
+    registry: &'a Registry,
+    /// Whether the server has credentials at all.
+    tls: bool,
+    /// Who it is, once TLS told.
+    peer: Option<Peer>,
+    /// What it gets that asks for no name, if that was settled before.
+    preset: Option<&'a str>,
+    /// The export found last, with a slot of it: the one a session is for.
+    found: RefCell<Option<(Arc<Seat>, OwnedSemaphorePermit)>>,
+}
+
+impl<'a> Sight<'a> {
+    pub(super) fn new(registry: &'a Registry, tls: bool, preset: Option<&'a str>) -> Self {
+        Self { registry, tls, peer: None, preset, found: RefCell::new(None) }
+    }
+
+    /// The peer went over to TLS.
+    pub(super) fn secured(&mut self, peer: Peer) {
+        self.peer = Some(peer);
+        self.found.take();
+    }
+
+    /// Who it is, if TLS told.
+    pub(super) fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
+    }
+
+    /// The export of the session and the slot taken in it.
+    pub(super) fn chosen(&self) -> Option<(Arc<Seat>, OwnedSemaphorePermit)> {
+        self.found.take()
+    }
+
+    /// Whether the peer may use the export, and what it is told if not.
+    fn may_use(&self, seat: &Seat) -> Result<(), Lookup> {
+        let in_clear = self.peer.is_none();
+        if in_clear && ((self.tls && !seat.plaintext) || !seat.allow.is_empty()) {
+            return Err(Lookup::TlsRequired);
+        }
+        match &self.peer {
+            Some(peer) if !seat.allow.is_empty() && !peer.is_one_of(&seat.allow) => {
+                let text = format!("{peer} is not on the list of those who may use this export");
+                Err(Lookup::Forbidden(text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Exports for Sight<'_> {
+    fn list(&self) -> Vec<ExportEntry> {
+        let seats = self.registry.seats();
+        let entry = |seat: &Arc<Seat>| ExportEntry {
+            name: seat.name.clone(),
+            description: seat.description.clone(),
+        };
+        seats.iter().filter(|seat| self.may_use(seat).is_ok()).map(entry).collect()
+    }
+
+    fn find(&self, name: &str) -> Lookup {
+        self.found.take();
+        let name = if name.is_empty() { self.preset.unwrap_or(name) } else { name };
+        let Some(seat) = self.registry.find(name) else { return Lookup::Unknown };
+        if let Err(refusal) = self.may_use(&seat) {
+            tracing::warn!(export = seat.name, ?refusal, "a client may not use an export");
+            return refusal;
+        }
+        let Ok(slot) = Arc::clone(&seat.slots).try_acquire_owned() else {
+            let most = seat.max_connections;
+            return Lookup::Forbidden(format!("all {most} connections of this export are taken"));
+        };
+        let export = Box::new(seat.export());
+        self.found.replace(Some((seat, slot)));
+        Lookup::Found(export)
+    }
+
+    fn draining(&self) -> bool {
+        self.registry.draining.load(Ordering::Relaxed)
+    }
+}
