@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd::handshake::{Handshake, HandshakeLimits, Progress, Session};
-use nbd::{Export, ExportEntry, Exports};
+use nbd::handshake::{Handshake, HandshakeLimits, Progress, Session, TlsOffer};
+use nbd::{Export, ExportEntry, Exports, Lookup};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -77,8 +77,12 @@ impl Exports for OneExport {
         vec![ExportEntry { name: name.clone(), description: description.clone() }]
     }
 
-    fn find(&self, name: &str) -> Option<Export> {
-        (name.is_empty() || name == self.0.name).then(|| self.0.clone())
+    fn find(&self, name: &str) -> Lookup {
+        if name.is_empty() || name == self.0.name {
+            Lookup::Found(Box::new(self.0.clone()))
+        } else {
+            Lookup::Unknown
+        }
     }
 }
 
@@ -263,7 +267,7 @@ async fn converse(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     offer: &Offer,
 ) -> io::Result<Option<Session>> {
-    let mut handshake = Handshake::new(HandshakeLimits::default());
+    let mut handshake = Handshake::new(HandshakeLimits::default(), TlsOffer::None);
     let mut buffer = vec![0; 16 << 10];
     loop {
         stream.write_all(&handshake.take_output()).await?;
@@ -277,7 +281,8 @@ async fn converse(
         match progress {
             Ok(Progress::More) => {}
             Ok(Progress::Ready(session)) => return Ok(Some(session)),
-            Ok(Progress::Closed) => return Ok(None),
+            // Without TLS there is nothing to start.
+            Ok(Progress::Closed | Progress::StartTls) => return Ok(None),
             Err(violation) => {
                 tracing::debug!(%violation, "dropping a client in its handshake");
                 return Ok(None);

@@ -5,7 +5,7 @@ use orlop_nbd::fuzz::{OneDisk, converse};
 use orlop_nbd::wire::{self, OptionReply, info, option, option_reply, transmission_flag};
 use orlop_nbd::{
     BlockSize, Bytes, Context, ContextId, ContextName, Export, ExportEntry, Exports, Handshake,
-    HandshakeLimits, HeaderFormat, Progress, Session, Violation,
+    HandshakeLimits, HeaderFormat, Lookup, Progress, Session, TlsOffer, Violation,
 };
 
 const FIXED: u32 = 1;
@@ -56,7 +56,7 @@ impl Talk {
 }
 
 fn talk_to(exports: &dyn Exports, limits: HandshakeLimits, client: &Client) -> Talk {
-    let mut handshake = Handshake::new(limits);
+    let mut handshake = Handshake::new(limits, TlsOffer::None);
     let greeting = handshake.take_output();
     assert_eq!(wire::decode_greeting(&greeting), Ok(Some(3)), "fixed newstyle, no zeroes");
     let end = handshake.receive(&client.0, exports);
@@ -159,7 +159,7 @@ fn options_that_carry_no_data_are_invalid_with_some() {
 
 #[test]
 fn unknown_options_are_unsupported_and_exactly_their_data_is_skipped() {
-    let unknown = [option::PEEK_EXPORT, option::STARTTLS, 0, 12, 0x7777, u32::MAX];
+    let unknown = [option::PEEK_EXPORT, 0, 12, 0x7777, u32::MAX];
     for number in unknown {
         for data in [&b""[..], b"x", &[0x49; 70_000]] {
             assert_eq!(answer_to(number, data), [option_reply::ERR_UNSUP], "{number}");
@@ -445,9 +445,11 @@ impl Exports for House {
         self.names.iter().map(entry).collect()
     }
 
-    fn find(&self, name: &str) -> Option<Export> {
-        let name = self.names.iter().find(|known| *known == name)?.clone();
-        Some(Export { name, ..OneDisk::new().0 })
+    fn find(&self, name: &str) -> Lookup {
+        let Some(name) = self.names.iter().find(|known| *known == name) else {
+            return Lookup::Unknown;
+        };
+        Lookup::Found(Box::new(Export { name: name.clone(), ..OneDisk::new().0 }))
     }
 
     fn listable(&self) -> bool {
@@ -564,7 +566,7 @@ fn what_follows_go_in_the_same_bytes_belongs_to_transmission() {
 #[test]
 fn a_finished_handshake_takes_no_more() {
     let exports = OneDisk::new();
-    let mut handshake = Handshake::new(HandshakeLimits::default());
+    let mut handshake = Handshake::new(HandshakeLimits::default(), TlsOffer::None);
     let client = Client::new(FIXED).option(option::ABORT, b"");
     assert_eq!(handshake.receive(&client.0, &exports), Ok(Progress::Closed));
     assert_eq!(handshake.receive(b"x", &exports), Err(Violation::Over));
