@@ -89,11 +89,15 @@ impl Handshake {
             item.extend_from_slice(name.as_bytes());
             item.extend_from_slice(super::plain(&entry.description).as_bytes());
             super::append_reply(&mut answer, OPTION, option_reply::SERVER, &item);
+            // No longer than it can be sent: the rest of the list would be built for nothing.
             if !self.fits(&answer) {
-                return self.refuse(OPTION, option_reply::ERR_TOO_BIG, "too many exports to list");
+                break;
             }
         }
         super::append_reply(&mut answer, OPTION, option_reply::ACK, &[]);
+        if !self.fits(&answer) {
+            return self.refuse(OPTION, option_reply::ERR_TOO_BIG, "too many exports to list");
+        }
         self.say(&answer)
     }
 }
