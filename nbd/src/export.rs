@@ -47,6 +47,8 @@ pub struct Capabilities {
     pub multi_conn: bool,
     /// The disk behaves as one that turns.
     pub rotational: bool,
+    /// RESIZE works, an experimental extension that must be wanted.
+    pub resize: bool,
 }
 
 impl Capabilities {
@@ -59,6 +61,7 @@ impl Capabilities {
             trim: self.trim && !self.read_only,
             write_zeroes,
             fast_zero: self.fast_zero && write_zeroes,
+            resize: self.resize && !self.read_only,
             ..self
         }
     }
@@ -79,6 +82,7 @@ impl Capabilities {
             | bit(able.write_zeroes, transmission_flag::SEND_WRITE_ZEROES)
             | bit(structured, transmission_flag::SEND_DF)
             | bit(able.multi_conn, transmission_flag::CAN_MULTI_CONN)
+            | bit(able.resize, transmission_flag::SEND_RESIZE)
             | bit(able.cache, transmission_flag::SEND_CACHE)
             | bit(able.fast_zero, transmission_flag::SEND_FAST_ZERO)
     }
@@ -177,14 +181,29 @@ pub struct ExportEntry {
     pub description: String,
 }
 
-/// The exports one peer may see. Authorisation lives behind this: what a peer may not use, the
-/// implementor neither lists nor finds, so the peer cannot tell it from what does not exist.
+/// What became of looking for an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Here it is.
+    Found(Box<Export>),
+    /// There is none of that name, or none this peer should know of.
+    Unknown,
+    /// There is one, but this connection has no TLS and it requires that.
+    TlsRequired,
+    /// There is one, but not for this peer. The text reaches the peer, cut at 4096 bytes, so it
+    /// must not tell what the peer may not know; empty for a plain refusal.
+    Forbidden(String),
+}
+
+/// The exports one peer may see. One of these serves one connection, and whoever implements it
+/// knows the peer: its address, and whether it came over TLS and as whom.
 pub trait Exports {
-    /// All exports to list, in the order to show them.
+    /// All exports to list, in the order to show them: those this peer may use, and over this
+    /// connection as it is now, so no TLS-only ones without TLS.
     fn list(&self) -> Vec<ExportEntry>;
 
     /// The export a client means by `name`; the empty name asks for the default one.
-    fn find(&self, name: &str) -> Option<Export>;
+    fn find(&self, name: &str) -> Lookup;
 
     /// Whether LIST is answered at all; if not, it is refused as a matter of policy.
     fn listable(&self) -> bool {

@@ -3,13 +3,16 @@
 //! Not part of the protocol. Each function takes any bytes at all and panics only if an invariant
 //! of this crate is broken, so a crash here is a finding.
 
-use crate::export::{BlockSize, Capabilities, Export, ExportEntry, Exports};
-use crate::handshake::{Context, ContextName, Handshake, HandshakeLimits, Progress, Session};
+use crate::export::{BlockSize, Capabilities, Export, ExportEntry, Exports, Lookup};
+use crate::handshake::{
+    Context, ContextName, Handshake, HandshakeLimits, Progress, Session, TlsOffer,
+};
 use crate::transmission::{Command, PAYLOAD_MAX, Parsed, Transmission};
 use crate::units::{Bytes, ContextId};
 use crate::wire::HeaderFormat;
 
-/// A small set of exports that answers the empty name and `disk`, for tests.
+/// A small set of exports that answers the empty name and `disk`, for tests. It has `secret`, but
+/// not without TLS, and `private`, but not for anybody.
 #[derive(Clone, Debug)]
 pub struct OneDisk(pub Export);
 
@@ -31,6 +34,7 @@ impl OneDisk {
                 cache: true,
                 multi_conn: true,
                 rotational: false,
+                resize: true,
             },
             block_size: BlockSize::default(),
             contexts: vec![
@@ -54,8 +58,13 @@ impl Exports for OneDisk {
         vec![ExportEntry { name: name.clone(), description: description.clone() }]
     }
 
-    fn find(&self, name: &str) -> Option<Export> {
-        (name.is_empty() || name == self.0.name).then(|| self.0.clone())
+    fn find(&self, name: &str) -> Lookup {
+        match name {
+            "secret" => Lookup::TlsRequired,
+            "private" => Lookup::Forbidden("not for you".to_owned()),
+            _ if name.is_empty() || name == self.0.name => Lookup::Found(Box::new(self.0.clone())),
+            _ => Lookup::Unknown,
+        }
     }
 }
 
@@ -63,20 +72,39 @@ impl Exports for OneDisk {
 pub type Outcome = (Vec<u8>, String, usize);
 
 /// Runs a handshake over `bytes` in pieces of `piece_len` and reports all that can be seen of it.
+/// There is no TLS.
 #[must_use]
 pub fn converse(bytes: &[u8], piece_len: usize) -> Outcome {
+    converse_in(&[bytes], piece_len, TlsOffer::None)
+}
+
+/// The same for a conversation in parts, with TLS started between them.
+#[must_use]
+pub fn converse_in(parts: &[&[u8]], piece_len: usize, tls: TlsOffer) -> Outcome {
     let exports = OneDisk::new();
     let limits = HandshakeLimits::default();
-    let mut handshake = Handshake::new(limits);
+    let mut handshake = Handshake::new(limits, tls);
     let mut said = handshake.take_output();
     let mut taken = 0;
     let mut end = "more".to_owned();
-    for piece in bytes.chunks(piece_len.max(1)) {
+    let pieces = parts.iter().enumerate().flat_map(|(part, bytes)| {
+        let pieces = bytes.chunks(piece_len.max(1)).enumerate();
+        pieces.map(move |(at, piece)| (part > 0 && at == 0, piece))
+    });
+    for (secured, piece) in pieces {
+        if secured {
+            handshake.secured();
+            end = "more".to_owned();
+        }
         let progress = handshake.receive(piece, &exports);
         said.extend(handshake.take_output());
         taken += piece.len();
         match progress {
             Ok(Progress::More) => continue,
+            Ok(Progress::StartTls) => {
+                end = "TLS".to_owned();
+                continue;
+            }
             Ok(Progress::Ready(mut session)) => {
                 taken -= session.leftover.len();
                 session.leftover.clear();
@@ -92,16 +120,54 @@ pub fn converse(bytes: &[u8], piece_len: usize) -> Outcome {
     (said, end, taken)
 }
 
-/// Any bytes as a handshake: whole, byte by byte, and in sevens must tell the same story; what
-/// follows a finished handshake goes on as transmission.
-pub fn handshake(bytes: &[u8]) {
-    let whole = converse(bytes, usize::MAX);
-    for piece_len in [1, 7] {
-        assert_eq!(converse(bytes, piece_len), whole, "in pieces of {piece_len}");
+/// Where a conversation starts TLS: the bytes up to and with the first STARTTLS that is granted.
+#[must_use]
+pub fn plain_part(bytes: &[u8], tls: TlsOffer) -> Option<usize> {
+    let mut handshake = Handshake::new(HandshakeLimits::default(), tls);
+    let exports = OneDisk::new();
+    for (at, byte) in bytes.iter().enumerate() {
+        match handshake.receive(std::slice::from_ref(byte), &exports) {
+            Ok(Progress::More) => {}
+            Ok(Progress::StartTls) => return Some(at + 1),
+            _ => return None,
+        }
     }
-    let mut again = Handshake::new(HandshakeLimits::default());
+    None
+}
+
+/// Any bytes as a handshake, whatever is offered: whole, byte by byte, and in sevens must tell the
+/// same story; what follows a finished handshake goes on as transmission.
+pub fn handshake(bytes: &[u8]) {
+    for tls in [TlsOffer::None, TlsOffer::Optional, TlsOffer::Required] {
+        let whole = converse_in(&[bytes], usize::MAX, tls);
+        let finished = whole.1.starts_with("Session");
+        assert!(tls != TlsOffer::Required || !finished, "a session without the TLS it requires");
+        for piece_len in [1, 7] {
+            let pieces = converse_in(&[bytes], piece_len, tls);
+            assert_eq!(pieces, whole, "in pieces of {piece_len}");
+        }
+        if let Some(plain_len) = plain_part(bytes, tls) {
+            upgrade(bytes, plain_len, tls);
+        }
+    }
+    let mut again = Handshake::new(HandshakeLimits::default(), TlsOffer::None);
     if let Ok(Progress::Ready(session)) = again.receive(bytes, &OneDisk::new()) {
-        stream(&Transmission::new(&session), &session, &session.leftover);
+        stream(Transmission::new(&session), &session, &session.leftover);
+    }
+}
+
+/// A conversation that starts TLS where it may goes on as if its plain part had ended with the
+/// client's flags.
+fn upgrade(bytes: &[u8], plain_len: usize, tls: TlsOffer) {
+    let (plain, rest) = bytes.split_at(plain_len);
+    let whole = converse_in(&[plain, rest], usize::MAX, tls);
+    for piece_len in [1, 7] {
+        let pieces = converse_in(&[plain, rest], piece_len, tls);
+        assert_eq!(pieces, whole, "under TLS in pieces of {piece_len}");
+    }
+    if whole.1.starts_with("Session") {
+        let fresh = [plain.get(..4).unwrap_or_default(), rest].concat();
+        assert_eq!(converse(&fresh, usize::MAX).1, whole.1, "something crossed STARTTLS");
     }
 }
 
@@ -115,7 +181,7 @@ pub fn transmission(bytes: &[u8]) {
     ];
     for (structured, headers) in kinds {
         let session = session(structured, headers);
-        stream(&Transmission::new(&session), &session, bytes);
+        stream(Transmission::new(&session), &session, bytes);
     }
 }
 
@@ -154,8 +220,9 @@ fn session(structured: bool, headers: HeaderFormat) -> Session {
 }
 
 /// Walks a stream as a server would and checks what the gate promises about each request.
-fn stream(gate: &Transmission, session: &Session, bytes: &[u8]) {
+fn stream(mut gate: Transmission, session: &Session, bytes: &[u8]) {
     let mut rest = bytes;
+    let mut size = session.export.size;
     loop {
         let (consumed, payload) = match gate.parse(rest) {
             Parsed::Incomplete => {
@@ -166,7 +233,14 @@ fn stream(gate: &Transmission, session: &Session, bytes: &[u8]) {
             Parsed::Refused { consumed, payload, .. } => (consumed, u64::from(payload)),
             Parsed::Request { request, consumed } => {
                 let end = request.offset.0.checked_add(request.length.0);
-                assert!(end.is_some_and(|end| end <= session.export.size.0), "{request:?}");
+                let inside = end.is_some_and(|end| end <= size.0);
+                assert!(inside, "{request:?} of {size}");
+                if let Command::Resize { size: wanted } = request.command {
+                    // From here on the disk has that size, as far as the gate can know.
+                    assert!(request.length == Bytes(0) && wanted.0 > 0, "{request:?}");
+                    gate.set_size(wanted);
+                    size = wanted;
+                }
                 let payload = request.payload().0;
                 assert!(payload <= PAYLOAD_MAX.into(), "{request:?}");
                 if let Command::BlockStatus { contexts, .. } = request.command {

@@ -2,11 +2,15 @@
 //!
 //! It refuses to guess: an option is answered only when all of its data is there, whatever pieces
 //! the bytes came in, so every split of the input gives the same output. It holds no clock, so the
-//! deadline for the whole handshake is the caller's, and it knows no TLS, so STARTTLS is an unknown
-//! option. All growth is bounded by [`HandshakeLimits`].
+//! deadline for the whole handshake is the caller's, and it speaks no TLS: it only says when TLS must
+//! begin and forgets what was before. All growth is bounded by [`HandshakeLimits`].
 
 mod contexts;
+mod limits;
+mod lookup;
+mod secure;
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
 use crate::export::{BlockSize, Export, Exports};
@@ -19,6 +23,8 @@ use crate::wire::{
 
 pub use crate::options::{CONTEXTS_MAX, Context, ContextName};
 pub use crate::violation::Violation;
+pub use limits::{HandshakeLimits, LimitError};
+pub use secure::TlsOffer;
 
 /// The flags of our greeting. The protocol forbids any other bit.
 const OFFERED: u16 = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
@@ -26,39 +32,15 @@ const OFFERED: u16 = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
 /// The flags a client may answer with: the same bits, in 32.
 const OFFERED_TO_CLIENT: u32 = OFFERED as u32;
 
-/// How much one handshake may cost us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HandshakeLimits {
-    /// Options per handshake.
-    pub options_max: u32,
-    /// Longest data of one option we know, in bytes; more is skipped and answered TOO_BIG.
-    pub option_bytes_max: u32,
-    /// Data we know and keep, over the whole handshake, in bytes; more drops the connection.
-    pub kept_bytes_max: u32,
-    /// Data skipped over the whole handshake, in bytes; more drops the connection.
-    pub skipped_bytes_max: u32,
-    /// All we say, in bytes. An answer that does not fit becomes TOO_BIG; if not even that fits,
-    /// the connection is dropped.
-    pub output_bytes_max: usize,
-}
-
-impl Default for HandshakeLimits {
-    fn default() -> HandshakeLimits {
-        HandshakeLimits {
-            options_max: 64,
-            option_bytes_max: 64 << 10,
-            kept_bytes_max: 128 << 10,
-            skipped_bytes_max: 1 << 20,
-            output_bytes_max: 4 << 20,
-        }
-    }
-}
-
 /// Where a handshake stands after some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Progress {
     /// It needs more bytes.
     More,
+    /// The client asked for TLS and gets it: send the output, carry out a TLS handshake as its
+    /// server, and call [`Handshake::secured`]. Nothing may be received before that; if TLS fails,
+    /// close.
+    StartTls,
     /// It is over and transmission begins, after the output is sent.
     Ready(Session),
     /// The client said good-bye: send the output and close.
@@ -86,16 +68,28 @@ pub struct Session {
 enum State {
     ClientFlags,
     Header,
-    Data { option: u32, length: u32 },
-    Skip { option: u32, left: u32, then: Then },
+    Data {
+        option: u32,
+        length: u32,
+    },
+    Skip {
+        option: u32,
+        left: u32,
+        then: Then,
+    },
+    /// STARTTLS was acknowledged, and TLS is not up yet.
+    StartTls,
     Over,
 }
 
 /// What follows an option whose data we do not read.
 #[derive(Clone, Copy, Debug)]
 enum Then {
+    /// An error reply, and its text.
+    Refuse(u32, &'static str),
     Unsupported,
     TooBig,
+    StartTls,
     Abort,
 }
 
@@ -103,6 +97,8 @@ enum Then {
 #[derive(Debug)]
 pub struct Handshake {
     limits: HandshakeLimits,
+    tls: TlsOffer,
+    secure: bool,
     state: State,
     /// The piece in hand: client flags, a header or an option's data; never longer than
     /// `option_bytes_max`.
@@ -124,10 +120,12 @@ pub struct Handshake {
 impl Handshake {
     /// Starts a handshake; the greeting is queued at once.
     #[must_use]
-    pub fn new(limits: HandshakeLimits) -> Handshake {
+    pub fn new(limits: HandshakeLimits, tls: TlsOffer) -> Handshake {
         let output = wire::greeting(OFFERED).to_vec();
         Handshake {
             limits,
+            tls,
+            secure: false,
             state: State::ClientFlags,
             buffer: Vec::new(),
             said_bytes: output.len(),
@@ -158,7 +156,7 @@ impl Handshake {
         loop {
             let step = self.step(&mut input, exports);
             match step {
-                Ok(Some(Progress::More)) => return Ok(Progress::More),
+                Ok(Some(pause @ (Progress::More | Progress::StartTls))) => return Ok(pause),
                 Ok(None) => {}
                 Ok(Some(mut end)) => {
                     self.state = State::Over;
@@ -190,12 +188,13 @@ impl Handshake {
                 return Ok(Some(Progress::More));
             }
             self.state = State::Header;
-            return self.skipped(option, then);
+            return self.skipped(option, then, input);
         }
         let wanted = match self.state {
             State::ClientFlags => CLIENT_FLAGS_LEN,
             State::Header => OPTION_HEADER_LEN,
             State::Data { length, .. } => length as usize,
+            State::StartTls => return Err(Violation::PlainBehindStartTls),
             State::Skip { .. } | State::Over => return Err(Violation::Over),
         };
         let missing = wanted.saturating_sub(self.buffer.len());
@@ -213,7 +212,7 @@ impl Handshake {
                 self.state = State::Header;
                 self.option(option, &piece, exports)
             }
-            State::Skip { .. } | State::Over => Err(Violation::Over),
+            State::Skip { .. } | State::StartTls | State::Over => Err(Violation::Over),
         };
         piece.clear();
         self.buffer = piece;
@@ -227,6 +226,10 @@ impl Handshake {
         }
         self.fixed_newstyle = found & u32::from(handshake_flag::FIXED_NEWSTYLE) != 0;
         self.no_zeroes = found & u32::from(handshake_flag::NO_ZEROES) != 0;
+        // Such a client has no STARTTLS, so it could never say anything we would answer.
+        if !self.fixed_newstyle && self.awaits_tls() {
+            return Err(Violation::UnfixedTls);
+        }
         self.state = State::Header;
         Ok(())
     }
@@ -247,24 +250,7 @@ impl Handshake {
         if self.options > self.limits.options_max {
             return Err(Violation::TooManyOptions { limit: self.limits.options_max });
         }
-        let then = match option {
-            option::EXPORT_NAME if length as usize > STRING_MAX => {
-                let reason = "longer than 4096 bytes";
-                return Err(Violation::BadExportName { length, reason });
-            }
-            option::ABORT => Some(Then::Abort),
-            option::EXPORT_NAME
-            | option::LIST
-            | option::INFO
-            | option::GO
-            | option::STRUCTURED_REPLY
-            | option::EXTENDED_HEADERS
-            | option::LIST_META_CONTEXT
-            | option::SET_META_CONTEXT => {
-                (length > self.limits.option_bytes_max).then_some(Then::TooBig)
-            }
-            _ => Some(Then::Unsupported),
-        };
+        let then = self.judge_option(option, length)?;
         let (spent, limit) = match then {
             Some(_) => (&mut self.skipped_bytes, self.limits.skipped_bytes_max),
             None => (&mut self.kept_bytes, self.limits.kept_bytes_max),
@@ -280,8 +266,42 @@ impl Handshake {
         Ok(())
     }
 
-    fn skipped(&mut self, option: u32, then: Then) -> Result<Option<Progress>, Violation> {
+    /// What becomes of an option whose data is not read; `None` if it is.
+    fn judge_option(&self, option: u32, length: u32) -> Result<Option<Then>, Violation> {
+        Ok(match option {
+            option::ABORT => Some(Then::Abort),
+            option::STARTTLS => Some(self.judge_starttls(length)),
+            option::EXPORT_NAME if self.awaits_tls() => return Err(Violation::PlainExportName),
+            _ if self.awaits_tls() => {
+                let text = "this server requires TLS: use STARTTLS first";
+                Some(Then::Refuse(option_reply::ERR_TLS_REQD, text))
+            }
+            option::EXPORT_NAME if length as usize > STRING_MAX => {
+                let reason = "longer than 4096 bytes";
+                return Err(Violation::BadExportName { length, reason });
+            }
+            option::EXPORT_NAME
+            | option::LIST
+            | option::INFO
+            | option::GO
+            | option::STRUCTURED_REPLY
+            | option::EXTENDED_HEADERS
+            | option::LIST_META_CONTEXT
+            | option::SET_META_CONTEXT => {
+                (length > self.limits.option_bytes_max).then_some(Then::TooBig)
+            }
+            _ => Some(Then::Unsupported),
+        })
+    }
+
+    fn skipped(
+        &mut self,
+        option: u32,
+        then: Then,
+        rest: &[u8],
+    ) -> Result<Option<Progress>, Violation> {
         match then {
+            Then::Refuse(kind, text) => self.refuse(option, kind, text)?,
             Then::Unsupported => {
                 let text = format!("option {option} is not supported");
                 self.refuse(option, option_reply::ERR_UNSUP, text)?;
@@ -294,6 +314,10 @@ impl Handshake {
                 let limit = self.limits.option_bytes_max;
                 let text = format!("an option may carry at most {limit} bytes");
                 self.refuse(option, option_reply::ERR_TOO_BIG, text)?;
+            }
+            Then::StartTls => {
+                self.start_tls(rest)?;
+                return Ok(Some(Progress::StartTls));
             }
             Then::Abort => {
                 self.acknowledge(option)?;
@@ -327,15 +351,7 @@ impl Handshake {
         if self.headers == HeaderFormat::Extended {
             return Err(Violation::ExtendedExportName);
         }
-        let name = options::string(data).map_err(|malformed| {
-            let (Malformed::Invalid(reason) | Malformed::TooBig(reason)) = malformed;
-            let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-            Violation::BadExportName { length, reason }
-        })?;
-        let known = if exports.draining() { None } else { exports.find(name) };
-        let Some(export) = known else {
-            return Err(Violation::UnknownExport { quoted: options::quoted(data) });
-        };
+        let export = self.look_up_or_drop(data, exports)?;
         let mut answer = export.size.0.to_be_bytes().to_vec();
         let flags = self.transmission_flags(&export);
         answer.extend_from_slice(&flags.to_be_bytes());
@@ -378,7 +394,8 @@ impl Handshake {
         size.extend_from_slice(&export.size.0.to_be_bytes());
         size.extend_from_slice(&flags.to_be_bytes());
         let mut items = vec![size];
-        let text = |kind: u16, text: &str| [&kind.to_be_bytes()[..], cut(text).as_bytes()].concat();
+        let text =
+            |kind: u16, text: &str| [&kind.to_be_bytes()[..], plain(text).as_bytes()].concat();
         if wanted.name {
             items.push(text(info::NAME, &export.name));
         }
@@ -404,35 +421,6 @@ impl Handshake {
         if filters { flags | transmission_flag::BLOCK_STATUS_PAYLOAD } else { flags }
     }
 
-    fn list(&mut self, data: &[u8], exports: &dyn Exports) -> Result<(), Violation> {
-        const OPTION: u32 = option::LIST;
-        if !data.is_empty() {
-            return self.refuse(OPTION, option_reply::ERR_INVALID, "LIST carries no data");
-        }
-        if exports.draining() {
-            return self.refuse(OPTION, option_reply::ERR_SHUTDOWN, "the server is going away");
-        }
-        if !exports.listable() {
-            return self.refuse(OPTION, option_reply::ERR_POLICY, "exports are not listed here");
-        }
-        let mut answer = Vec::new();
-        for entry in exports.list() {
-            // A name no client could send back is better left out than sent broken.
-            let Ok(name) = options::string(entry.name.as_bytes()) else { continue };
-            let length =
-                u32::try_from(name.len()).expect("a checked string has at most 4096 bytes");
-            let mut item = length.to_be_bytes().to_vec();
-            item.extend_from_slice(name.as_bytes());
-            item.extend_from_slice(cut(&entry.description).as_bytes());
-            append_reply(&mut answer, OPTION, option_reply::SERVER, &item);
-            if !self.fits(&answer) {
-                return self.refuse(OPTION, option_reply::ERR_TOO_BIG, "too many exports to list");
-            }
-        }
-        append_reply(&mut answer, OPTION, option_reply::ACK, &[]);
-        self.say(&answer)
-    }
-
     fn structured_reply(&mut self, data: &[u8]) -> Result<(), Violation> {
         if !data.is_empty() {
             let text = "STRUCTURED_REPLY carries no data";
@@ -455,25 +443,6 @@ impl Handshake {
         self.structured = true;
         self.headers = HeaderFormat::Extended;
         self.acknowledge(option::EXTENDED_HEADERS)
-    }
-
-    /// The export of that name, or `None` after the client was told why not.
-    fn look_up(
-        &mut self,
-        option: u32,
-        name: &str,
-        exports: &dyn Exports,
-    ) -> Result<Option<Export>, Violation> {
-        if exports.draining() {
-            let text = "the server is going away";
-            return self.refuse(option, option_reply::ERR_SHUTDOWN, text).map(|()| None);
-        }
-        let found = exports.find(name);
-        if found.is_none() {
-            let text = format!("there is no export {}", options::quoted(name.as_bytes()));
-            self.refuse(option, option_reply::ERR_UNKNOWN, text)?;
-        }
-        Ok(found)
     }
 
     fn session(&mut self, export: Export) -> Session {
@@ -505,7 +474,7 @@ impl Handshake {
 
     fn refuse(&mut self, option: u32, kind: u32, text: impl Display) -> Result<(), Violation> {
         let mut answer = Vec::new();
-        append_reply(&mut answer, option, kind, text.to_string().as_bytes());
+        append_reply(&mut answer, option, kind, plain(&text.to_string()).as_bytes());
         self.say(&answer)
     }
 
@@ -530,7 +499,8 @@ fn append_reply(answer: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {
     answer.extend_from_slice(data);
 }
 
-/// Our own text as the wire allows it: at most 4096 bytes, cut between characters.
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(STRING_MAX)]
+/// Our own text as the wire allows it: without NUL, and at most 4096 bytes, cut between characters.
+fn plain(text: &str) -> Cow<'_, str> {
+    let cut = &text[..text.floor_char_boundary(STRING_MAX)];
+    if cut.contains('\0') { Cow::Owned(cut.replace('\0', "?")) } else { Cow::Borrowed(cut) }
 }

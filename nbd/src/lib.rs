@@ -19,9 +19,10 @@ mod units;
 mod violation;
 pub mod wire;
 
-pub use export::{BlockSize, BlockSizeError, Capabilities, Export, ExportEntry, Exports};
+pub use export::{BlockSize, BlockSizeError, Capabilities, Export, ExportEntry, Exports, Lookup};
 pub use handshake::{
-    CONTEXTS_MAX, Context, ContextName, Handshake, HandshakeLimits, Progress, Session, Violation,
+    CONTEXTS_MAX, Context, ContextName, Handshake, HandshakeLimits, LimitError, Progress, Session,
+    TlsOffer, Violation,
 };
 pub use reply::{Body, Echo, Extent, Head, Piece, ReplyError, ReplyStyle, Segment};
 pub use transmission::{Command, ContextSet, Parsed, Request, Transmission};

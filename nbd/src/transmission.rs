@@ -59,6 +59,11 @@ pub enum Command {
         /// The contexts to tell; at least one.
         contexts: ContextSet,
     },
+    /// Change the export's size. Carries no range: offset and length are zero.
+    Resize {
+        /// The size to have: at least 1, whole minimum blocks, and at most 2^63 - 1.
+        size: Bytes,
+    },
 }
 
 /// Some of a session's selected contexts.
@@ -105,7 +110,7 @@ pub struct Request {
     /// Where the range starts.
     pub offset: Offset,
     /// How long it is: at least 1, inside the export, whole minimum blocks, and at most
-    /// [`PAYLOAD_MAX`] for READ and WRITE. Zero for FLUSH only.
+    /// [`PAYLOAD_MAX`] for READ and WRITE. Zero for FLUSH and RESIZE only.
     pub length: Bytes,
 }
 
@@ -113,7 +118,12 @@ impl Request {
     /// What replies repeat of it.
     #[must_use]
     pub const fn echo(&self) -> Echo {
-        Echo { cookie: self.cookie, offset: self.offset }
+        let offset = match self.command {
+            // The request had its size in that field, and a reply repeats the field.
+            Command::Resize { size } => Offset(size.0),
+            _ => self.offset,
+        };
+        Echo { cookie: self.cookie, offset }
     }
 
     /// Bytes of payload still in the stream behind what the gate consumed: a WRITE's length, else
@@ -184,7 +194,8 @@ struct Subject {
 type Refusal = (Errno, &'static str);
 
 impl Transmission {
-    /// The gate for a session. Later changes to the session do not reach it.
+    /// The gate for a session. Later changes to the session do not reach it, but
+    /// [`Transmission::set_size`] does.
     #[must_use]
     pub fn new(session: &Session) -> Transmission {
         Transmission {
@@ -195,6 +206,13 @@ impl Transmission {
             contexts: ContextSet::first(session.contexts.len()),
             headers: session.headers,
         }
+    }
+
+    /// Follows a change of the export's size, by this connection or another: requests are from now
+    /// on held against `size`. Those that passed before may lie beyond it; that is for the disk
+    /// to notice.
+    pub const fn set_size(&mut self, size: Bytes) {
+        self.size = size;
     }
 
     /// How replies look in this session.
@@ -319,13 +337,16 @@ impl Transmission {
     fn judge(&self, header: &ExtendedRequestHeader, subject: Subject) -> Result<Request, Refusal> {
         let command = self.command(header, subject.contexts)?;
         self.check_permission(command)?;
-        if command == Command::Flush {
+        let (cookie, mut offset, mut length) = (header.cookie, header.offset, subject.length);
+        match command {
             // Offset and length are reserved here; clients exist that leave something in them.
-            let (offset, length) = (Offset(0), Bytes(0));
-            return Ok(Request { cookie: header.cookie, command, offset, length });
+            Command::Flush => (offset, length) = (Offset(0), Bytes(0)),
+            Command::Resize { size } => {
+                self.check_new_size(size, length)?;
+                (offset, length) = (Offset(0), Bytes(0));
+            }
+            _ => self.check_range(command, offset, length)?,
         }
-        let (cookie, offset, length) = (header.cookie, header.offset, subject.length);
-        self.check_range(command, offset, length)?;
         Ok(Request { cookie, command, offset, length })
     }
 
@@ -363,6 +384,7 @@ impl Transmission {
                 let command = Command::BlockStatus { req_one, contexts };
                 (command, command_flag::REQ_ONE | payload_len)
             }
+            command::RESIZE => (Command::Resize { size: Bytes(header.offset.0) }, 0),
             _ => return Err((Errno::EINVAL, "unknown command")),
         };
         if self.able.fua {
@@ -377,7 +399,10 @@ impl Transmission {
     fn check_permission(&self, command: Command) -> Result<(), Refusal> {
         let writes = matches!(
             command,
-            Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. }
+            Command::Write { .. }
+                | Command::Trim { .. }
+                | Command::WriteZeroes { .. }
+                | Command::Resize { .. }
         );
         if writes && self.able.read_only {
             return Err((Errno::EPERM, "the export is read-only"));
@@ -389,8 +414,27 @@ impl Transmission {
             Command::WriteZeroes { .. } => self.able.write_zeroes,
             Command::Cache => self.able.cache,
             Command::BlockStatus { .. } => self.contexts.count() > 0,
+            Command::Resize { .. } => self.able.resize,
         };
         if offered { Ok(()) } else { Err((Errno::EINVAL, "the command was not offered")) }
+    }
+
+    /// A size says nothing about where the export ends now, so no range applies to it.
+    fn check_new_size(&self, size: Bytes, length: Bytes) -> Result<(), Refusal> {
+        if length.0 != 0 {
+            return Err((Errno::EINVAL, "a resize has its size for an offset, and no length"));
+        }
+        if size.0 == 0 {
+            return Err((Errno::EINVAL, "an export cannot shrink to nothing"));
+        }
+        if !size.0.is_multiple_of(self.alignment_bytes.into()) {
+            return Err((Errno::EINVAL, "the size is not aligned to the minimum block size"));
+        }
+        // Offsets are signed numbers to many a client and to every file system.
+        if i64::try_from(size.0).is_err() {
+            return Err((Errno::ENOSPC, "no export can have that size"));
+        }
+        Ok(())
     }
 
     fn check_range(&self, command: Command, at: Offset, length: Bytes) -> Result<(), Refusal> {

@@ -62,6 +62,33 @@ pub enum Violation {
         /// The name, escaped and cut.
         quoted: String,
     },
+    /// EXPORT_NAME for an export that is served over TLS only; the option has no error reply.
+    #[error("EXPORT_NAME asks for {quoted}, which requires TLS")]
+    TlsRequiredExport {
+        /// The name, escaped and cut.
+        quoted: String,
+    },
+    /// EXPORT_NAME for an export this client may not have; the option has no error reply.
+    #[error("EXPORT_NAME asks for {quoted}, which is refused: {text}")]
+    ForbiddenExport {
+        /// The name, escaped and cut.
+        quoted: String,
+        /// Why, in the words of whoever decided.
+        text: String,
+    },
+    /// EXPORT_NAME while the server takes no new clients; the option has no error reply.
+    #[error("EXPORT_NAME while the server is going away")]
+    Draining,
+    /// EXPORT_NAME before TLS where nothing goes without; the option has no error reply.
+    #[error("EXPORT_NAME before the TLS this server requires")]
+    PlainExportName,
+    /// A client that did not ask for fixed newstyle where TLS is required: it cannot start it.
+    #[error("a client without fixed newstyle cannot start the TLS this server requires")]
+    UnfixedTls,
+    /// Bytes between STARTTLS and TLS: sent in the clear by a client that did not wait for the
+    /// answer or by somebody on the way, or fed by a caller that forgot to start TLS.
+    #[error("unencrypted bytes behind STARTTLS")]
+    PlainBehindStartTls,
     /// EXPORT_NAME after extended headers were agreed on, where it is forbidden; the option has no
     /// error reply.
     #[error("EXPORT_NAME after extended headers")]

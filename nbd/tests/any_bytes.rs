@@ -2,21 +2,25 @@
 
 use orlop_nbd::fuzz;
 use orlop_nbd::wire::{self, ExtendedRequestHeader, RequestHeader, option};
-use orlop_nbd::{Bytes, ContextId, Cookie, Offset};
+use orlop_nbd::{Bytes, ContextId, Cookie, Offset, TlsOffer};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+
+const OFFERS: [TlsOffer; 3] = [TlsOffer::None, TlsOffer::Optional, TlsOffer::Required];
 
 fn option_bytes(number: u32, data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).expect("test data is short");
     [&wire::option_header(number, length)[..], data].concat()
 }
 
-/// What follows extended headers: reads, writes, a filter and a payload that does not belong.
+/// What follows extended headers: reads, writes, a filter, a payload that does not belong, and a
+/// disk that grows.
 fn wide_requests() -> Vec<u8> {
-    let header = |command: u16, flags: u16, length: u64| {
-        let (cookie, offset, length) = (Cookie(1), Offset(0), Bytes(length));
+    let at = |command: u16, flags: u16, offset: u64, length: u64| {
+        let (cookie, offset, length) = (Cookie(1), Offset(offset), Bytes(length));
         ExtendedRequestHeader { flags, command, cookie, offset, length }.encode().to_vec()
     };
+    let header = |command: u16, flags: u16, length: u64| at(command, flags, 0, length);
     let filter = wire::status_filter(Bytes(4096), &[ContextId(2), ContextId(1)]);
     [
         header(0, 0, 4096),
@@ -27,6 +31,9 @@ fn wide_requests() -> Vec<u8> {
         header(4, 32, 4),
         vec![7; 4],
         header(6, 0, 1 << 20),
+        at(8, 0, 2 << 20, 0),
+        at(6, 0, 1 << 20, 1 << 20),
+        at(8, 0, 0, 1),
         header(7, 0, 1 << 40),
         header(2, 0, 0),
     ]
@@ -49,6 +56,8 @@ fn recorded() -> Vec<Vec<u8>> {
         [
             fixed.clone(),
             option_bytes(option::STARTTLS, b""),
+            option_bytes(option::INFO, &wire::info_request("secret", &[])),
+            option_bytes(option::INFO, &wire::info_request("private", &[])),
             option_bytes(option::EXTENDED_HEADERS, b""),
             option_bytes(option::STRUCTURED_REPLY, b""),
             option_bytes(option::LIST_META_CONTEXT, &contexts),
@@ -71,6 +80,18 @@ fn recorded() -> Vec<Vec<u8>> {
         [fixed.clone(), option_bytes(option::LIST, b""), option_bytes(option::ABORT, b"bye")]
             .concat(),
         [
+            fixed.clone(),
+            option_bytes(option::STRUCTURED_REPLY, b""),
+            option_bytes(option::SET_META_CONTEXT, &several),
+            option_bytes(option::INFO, &wire::info_request("secret", &[])),
+            option_bytes(option::STARTTLS, b"data"),
+            option_bytes(option::STARTTLS, b""),
+            option_bytes(option::STARTTLS, b""),
+            option_bytes(option::INFO, &wire::info_request("secret", &[])),
+            go.clone(),
+        ]
+        .concat(),
+        [
             fixed,
             option_bytes(option::LIST, b"junk"),
             option_bytes(0x7777, &[0xff; 300]),
@@ -85,10 +106,31 @@ fn recorded() -> Vec<Vec<u8>> {
 #[test]
 fn no_split_of_a_recorded_conversation_changes_it() {
     for bytes in recorded() {
-        let whole = fuzz::converse(&bytes, usize::MAX);
-        for piece_len in 1..=bytes.len() {
-            assert_eq!(fuzz::converse(&bytes, piece_len), whole, "in pieces of {piece_len}");
+        for tls in OFFERS {
+            let plain_len = fuzz::plain_part(&bytes, tls).unwrap_or(bytes.len());
+            let (plain, rest) = bytes.split_at(plain_len);
+            for parts in [&[&bytes[..]][..], &[plain, rest]] {
+                let whole = fuzz::converse_in(parts, usize::MAX, tls);
+                for piece_len in 1..=bytes.len() {
+                    let pieces = fuzz::converse_in(parts, piece_len, tls);
+                    assert_eq!(pieces, whole, "in pieces of {piece_len}");
+                }
+            }
         }
+    }
+}
+
+/// The conversations above start TLS where they can, and two of them finish under it.
+#[test]
+fn recorded_conversations_reach_what_lies_behind_starttls() {
+    for tls in [TlsOffer::Optional, TlsOffer::Required] {
+        let finished = recorded().into_iter().filter(|bytes| {
+            fuzz::plain_part(bytes, tls).is_some_and(|plain_len| {
+                let (plain, rest) = bytes.split_at(plain_len);
+                fuzz::converse_in(&[plain, rest], usize::MAX, tls).1.starts_with("Session")
+            })
+        });
+        assert_eq!(finished.count(), 2, "{tls:?}");
     }
 }
 
@@ -106,12 +148,19 @@ fn every_damaged_byte_of_a_recorded_conversation_is_survived() {
     }
 }
 
+/// Exports that are there, that need TLS, that are for others, and that are not there.
+fn any_name() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("disk"), Just(""), Just("secret"), Just("private"), Just("nowhere")]
+}
+
 /// An option that looks like one but may carry anything.
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
     let data = prop_oneof![
         vec(any::<u8>(), 0..64),
         vec(Just("base:allocation"), 0..4).prop_map(|all| wire::context_request("disk", &all)),
-        vec(0..5_u16, 0..6).prop_map(|kinds| wire::info_request("disk", &kinds)),
+        (any_name(), vec(0..5_u16, 0..6))
+            .prop_map(|(name, kinds)| wire::info_request(name, &kinds)),
+        Just(Vec::new()),
     ];
     (0..14_u32, data).prop_map(|(number, data)| option_bytes(number, &data))
 }
@@ -170,6 +219,18 @@ proptest! {
         tail in vec(any::<u8>(), 0..64),
     ) {
         fuzz::handshake(&[&flags.to_be_bytes()[..], &options.concat(), &tail].concat());
+    }
+
+    #[test]
+    fn any_options_around_starttls_are_survived_and_forgotten(
+        flags in 1..4_u32,
+        before in vec(any_option(), 0..6),
+        after in vec(any_option(), 0..12),
+    ) {
+        let starttls = option_bytes(option::STARTTLS, b"");
+        let go = option_bytes(option::GO, &wire::info_request("disk", &[]));
+        let parts = [&flags.to_be_bytes()[..], &before.concat(), &starttls, &after.concat(), &go];
+        fuzz::handshake(&parts.concat());
     }
 
     #[test]

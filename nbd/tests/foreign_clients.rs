@@ -14,7 +14,7 @@ use orlop_nbd::fuzz::OneDisk;
 use orlop_nbd::wire::{allocation, dirty};
 use orlop_nbd::{
     Body, Bytes, Command, ContextName, Errno, Extent, Handshake, HandshakeLimits, Parsed, Piece,
-    Progress, Request, Segment, Session, Transmission,
+    Progress, Request, Segment, Session, TlsOffer, Transmission,
 };
 
 const DISK_LEN: usize = 8 << 20;
@@ -86,7 +86,8 @@ impl Drop for Server {
 fn serve(mut stream: UnixStream, disk: &Disk) -> Result<()> {
     let mut exports = OneDisk::new();
     exports.0.size = Bytes(DISK_LEN as u64);
-    let mut handshake = Handshake::new(HandshakeLimits::default());
+    exports.0.capabilities.resize = false;
+    let mut handshake = Handshake::new(HandshakeLimits::default(), TlsOffer::None);
     stream.write_all(&handshake.take_output())?;
     let mut buffer = vec![0; 4096];
     let session = loop {
@@ -99,7 +100,7 @@ fn serve(mut stream: UnixStream, disk: &Disk) -> Result<()> {
         match progress {
             Ok(Progress::More) => {}
             Ok(Progress::Ready(session)) => break session,
-            Ok(Progress::Closed) | Err(_) => return Ok(()),
+            Ok(Progress::Closed | Progress::StartTls) | Err(_) => return Ok(()),
         }
     };
     let gate = Transmission::new(&session);
@@ -184,6 +185,10 @@ fn carry_out(
                 let told = style.block_status(out, request, context.id, extents, done);
                 told.expect("the disk goes on");
             }
+        }
+        Command::Resize { .. } => {
+            let text = "this disk keeps its size";
+            style.error(out, request.echo(), Errno::ENOTSUP, None, text);
         }
         Command::WriteZeroes { fast: true, .. } => {
             let text = "zeroing is not fast here";

@@ -102,6 +102,8 @@ pub mod transmission_flag {
     pub const SEND_DF: u16 = 1 << 7;
     /// Several connections see one coherent disk.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// RESIZE works; from the branch extension-resize of the protocol.
+    pub const SEND_RESIZE: u16 = 1 << 9;
     /// CACHE works.
     pub const SEND_CACHE: u16 = 1 << 10;
     /// The FAST_ZERO flag works on WRITE_ZEROES.
@@ -128,6 +130,9 @@ pub mod command {
     pub const WRITE_ZEROES: u16 = 6;
     /// Asks for the metadata of a range.
     pub const BLOCK_STATUS: u16 = 7;
+    /// Changes the export's size to what the offset field says; from the branch extension-resize
+    /// of the protocol.
+    pub const RESIZE: u16 = 8;
 }
 
 /// Bits of a request.

@@ -48,6 +48,7 @@ pub fn export_of(name: &str, description: &str, size_bytes: u64, read_only: bool
             cache: true,
             multi_conn: true,
             rotational: false,
+            resize: false,
         },
         block_size: BlockSize::default(),
         contexts: vec![

@@ -1,94 +1,15 @@
-//! Whole handshakes, seen from the client's side of the wire. Each test states the protocol's rule
-//! it holds the server to.
+//! The options without TLS, one rule of the protocol each.
 
 use orlop_nbd::fuzz::{OneDisk, converse};
-use orlop_nbd::wire::{self, OptionReply, info, option, option_reply, transmission_flag};
+use orlop_nbd::wire::{self, info, option, option_reply, transmission_flag};
 use orlop_nbd::{
     BlockSize, Bytes, Context, ContextId, ContextName, Export, ExportEntry, Exports, Handshake,
-    HandshakeLimits, HeaderFormat, Progress, Session, Violation,
+    HandshakeLimits, HeaderFormat, Lookup, Progress, TlsOffer, Violation,
 };
 
-const FIXED: u32 = 1;
-const NO_ZEROES: u32 = 2;
+use crate::{Client, FIXED, NO_ZEROES, Talk, answer_to, talk, talk_to};
+
 const LENGTHS: [u32; 6] = [0, 1, 4096, 4097, 1 << 31, u32::MAX];
-
-/// A client's side of a handshake, under construction.
-struct Client(Vec<u8>);
-
-impl Client {
-    fn new(flags: u32) -> Client {
-        Client(flags.to_be_bytes().to_vec())
-    }
-
-    fn option(mut self, number: u32, data: &[u8]) -> Client {
-        let length = u32::try_from(data.len()).expect("test data is short");
-        self.0.extend_from_slice(&wire::option_header(number, length));
-        self.0.extend_from_slice(data);
-        self
-    }
-
-    fn go(self, name: &str) -> Client {
-        self.option(option::GO, &wire::info_request(name, &[]))
-    }
-
-    fn contexts(self, number: u32, name: &str, queries: &[&str]) -> Client {
-        self.option(number, &wire::context_request(name, queries))
-    }
-}
-
-/// What a server made of a client: its replies as (option, kind, data), and how it ended.
-struct Talk {
-    replies: Vec<(u32, u32, Vec<u8>)>,
-    end: Result<Progress, Violation>,
-}
-
-impl Talk {
-    fn kinds(&self) -> Vec<u32> {
-        self.replies.iter().map(|(_, kind, _)| *kind).collect()
-    }
-
-    fn session(self) -> Session {
-        match self.end {
-            Ok(Progress::Ready(session)) => session,
-            other => unreachable!("the handshake did not finish: {other:?}"),
-        }
-    }
-}
-
-fn talk_to(exports: &dyn Exports, limits: HandshakeLimits, client: &Client) -> Talk {
-    let mut handshake = Handshake::new(limits);
-    let greeting = handshake.take_output();
-    assert_eq!(wire::decode_greeting(&greeting), Ok(Some(3)), "fixed newstyle, no zeroes");
-    let end = handshake.receive(&client.0, exports);
-    let output = handshake.take_output();
-    let (mut rest, mut replies) = (&output[..], Vec::new());
-    while let Ok(Some(OptionReply { option, kind, length })) = OptionReply::decode(rest) {
-        let (data, behind) = rest[wire::OPTION_REPLY_HEADER_LEN..].split_at(length as usize);
-        replies.push((option, kind, data.to_vec()));
-        rest = behind;
-        if kind & option_reply::ERROR_BIT != 0 {
-            assert!(!data.is_empty(), "every error has a text");
-            assert!(data.is_ascii() && !data.contains(&0), "client bytes go back escaped");
-        }
-    }
-    assert!(rest.is_empty(), "{} bytes out of step", rest.len());
-    Talk { replies, end }
-}
-
-fn talk(client: &Client) -> Talk {
-    talk_to(&OneDisk::new(), HandshakeLimits::default(), client)
-}
-
-/// The answer to one option, after which the handshake must still work.
-fn answer_to(number: u32, data: &[u8]) -> Vec<u32> {
-    let client = Client::new(FIXED).option(number, data).option(option::LIST, b"");
-    let talk = talk(&client);
-    assert!(matches!(talk.end, Ok(Progress::More)), "{:?}", talk.end);
-    let mut kinds = talk.kinds();
-    let list = kinds.split_off(kinds.len() - 2);
-    assert_eq!(list, [option_reply::SERVER, option_reply::ACK], "out of step after {number}");
-    kinds
-}
 
 #[test]
 fn client_flags_that_were_not_offered_drop_the_connection() {
@@ -159,7 +80,7 @@ fn options_that_carry_no_data_are_invalid_with_some() {
 
 #[test]
 fn unknown_options_are_unsupported_and_exactly_their_data_is_skipped() {
-    let unknown = [option::PEEK_EXPORT, option::STARTTLS, 0, 12, 0x7777, u32::MAX];
+    let unknown = [option::PEEK_EXPORT, 0, 12, 0x7777, u32::MAX];
     for number in unknown {
         for data in [&b""[..], b"x", &[0x49; 70_000]] {
             assert_eq!(answer_to(number, data), [option_reply::ERR_UNSUP], "{number}");
@@ -445,9 +366,11 @@ impl Exports for House {
         self.names.iter().map(entry).collect()
     }
 
-    fn find(&self, name: &str) -> Option<Export> {
-        let name = self.names.iter().find(|known| *known == name)?.clone();
-        Some(Export { name, ..OneDisk::new().0 })
+    fn find(&self, name: &str) -> Lookup {
+        let Some(name) = self.names.iter().find(|known| *known == name) else {
+            return Lookup::Unknown;
+        };
+        Lookup::Found(Box::new(Export { name: name.clone(), ..OneDisk::new().0 }))
     }
 
     fn listable(&self) -> bool {
@@ -564,7 +487,7 @@ fn what_follows_go_in_the_same_bytes_belongs_to_transmission() {
 #[test]
 fn a_finished_handshake_takes_no_more() {
     let exports = OneDisk::new();
-    let mut handshake = Handshake::new(HandshakeLimits::default());
+    let mut handshake = Handshake::new(HandshakeLimits::default(), TlsOffer::None);
     let client = Client::new(FIXED).option(option::ABORT, b"");
     assert_eq!(handshake.receive(&client.0, &exports), Ok(Progress::Closed));
     assert_eq!(handshake.receive(b"x", &exports), Err(Violation::Over));
