@@ -10,4 +10,5 @@ pub mod host;
 pub mod image;
 pub mod server;
 pub mod shard;
+pub mod tls;
 pub mod transport;
