@@ -11,4 +11,5 @@ pub mod image;
 pub mod server;
 pub mod size;
 pub mod shard;
+pub mod tls;
 pub mod transport;

@@ -1,0 +1,1 @@
+//! TLS against programs by others.
