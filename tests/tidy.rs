@@ -45,6 +45,12 @@ const ROOMS: [Room; 11] = [
     Room { name: "engine", rooms: &[], crates: &[], acts: false },
     Room { name: "format", rooms: &["engine"], crates: &["vhd"], acts: false },
     Room {
+        name: "partition",
+        rooms: &["engine::units"],
+        crates: &["crc32fast", "uuid"],
+        acts: false,
+    },
+    Room {
         name: "host",
         rooms: &["engine"],
         crates: &["io_uring", "memmap2", "nix", "rustix", "tracing"],

@@ -239,7 +239,9 @@ fn write(place: &Place, name: &OsStr, plan: &Plan, replace: bool) -> Result<(), 
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(&place.dir, &draft, flags, Mode::from_raw_mode(0o666))
         .map_err(|e| Cause::io("create it", e))?;
-    let written = fill(&File::from(fd), plan)
+    let file = File::from(fd);
+    let written = fill(&file, plan)
+        .and_then(|()| file.sync_all())
         .map_err(|error| Cause::Io { doing: "write it", error })
         .and_then(|()| appear(place, &draft, name, replace));
     if written.is_err() {
@@ -250,7 +252,8 @@ fn write(place: &Place, name: &OsStr, plan: &Plan, replace: bool) -> Result<(), 
     sync_directory(place).map_err(|error| Cause::Io { doing: "make its name durable", error })
 }
 
-fn fill(file: &File, plan: &Plan) -> io::Result<()> {
+/// Writes an image into an empty file. Whoever wants it to last syncs it.
+pub(super) fn fill(file: &File, plan: &Plan) -> io::Result<()> {
     file.set_len(plan.file_len.get())?;
     for piece in &plan.pieces {
         match piece {
@@ -267,7 +270,7 @@ fn fill(file: &File, plan: &Plan) -> io::Result<()> {
             }
         }
     }
-    file.sync_all()
+    Ok(())
 }
 
 /// Gives a draft its name.

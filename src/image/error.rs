@@ -99,6 +99,12 @@ pub enum Cause {
     /// The new image cannot exist.
     #[error("{0}")]
     New(#[from] vhd::CreateError),
+    /// No throwaway layer fits over it.
+    #[error("no overlay fits over it (an overlay is a VHD, of at most 2040 GiB): {0}")]
+    Overlay(vhd::CreateError),
+    /// The directory does not take a throwaway layer.
+    #[error("cannot keep an overlay there: {0}")]
+    OverlayPlace(io::Error),
     /// The name of a new image would make everybody open it in another format.
     #[error("its name promises another format: {promised}")]
     NameContradicts {
@@ -152,6 +158,8 @@ impl Cause {
             Self::RepairFutile => "repair-futile",
             Self::AllowedDirectory(_) => "allow-parent",
             Self::New(_) => "bad-options",
+            Self::Overlay(_) => "overlay-base",
+            Self::OverlayPlace(_) => "overlay-place",
             Self::NameContradicts { .. } => "name-contradicts",
             Self::Exists => "exists",
             Self::CannotReplace(_) => "cannot-replace",
@@ -192,6 +200,10 @@ impl Cause {
             Self::RepairFutile => format!("run 'orlop check {path}'; restore from a backup"),
             Self::AllowedDirectory(_) => "name an existing directory".to_owned(),
             Self::New(_) => "choose other values".to_owned(),
+            Self::Overlay(_) => "open it with --read-only, or copy it first".to_owned(),
+            Self::OverlayPlace(_) => {
+                "name a writable directory with room for all that will be written".to_owned()
+            }
             Self::NameContradicts { .. } => {
                 "choose a name that ends in .vhd for a VHD, in .raw or .img for a raw image"
                     .to_owned()

@@ -166,6 +166,9 @@ pub enum NoticeKind {
     /// Everybody may change it under its children.
     #[error("every user may write to it, and so change what its children show")]
     WritableByAll,
+    /// A throwaway layer goes through the page cache although the other images do not.
+    #[error("its file system has no direct I/O (O_DIRECT): the overlay is cached")]
+    OverlayCached,
     /// There were too many images beside it to look for children in all.
     #[error("only the first {looked_at} images beside it were searched for children of it")]
     ChildrenUnknown {

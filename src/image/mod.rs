@@ -13,6 +13,7 @@ mod inspect;
 mod layer;
 mod lock;
 mod open;
+mod overlay;
 
 pub use create::{Created, NewImage, NewKind, create};
 pub use error::{Cause, ImageError};
@@ -22,3 +23,4 @@ pub use inspect::{Inspection, Repaired, inspect, inspect_layer, repair};
 pub use layer::{Content, Format, Notice, NoticeKind, OpenedChain, OpenedLayer};
 pub use lock::{LockError, Permission};
 pub use open::{CacheMode, DEPTH_MAX, OpenOptions, open, open_alone};
+pub use overlay::{default_place, open_overlay};

@@ -128,7 +128,7 @@ pub(super) struct OpenImage {
 }
 
 impl OpenImage {
-    fn into_layer(self, cache: CacheMode) -> Result<OpenedLayer, ImageError> {
+    pub(super) fn into_layer(self, cache: CacheMode) -> Result<OpenedLayer, ImageError> {
         let (file, content) = (self.file, self.content);
         let failed = |cause| ImageError::new(&file.path, cause);
         let allocated = file.allocated().map_err(failed)?;
