@@ -137,6 +137,21 @@ impl Bound {
     pub fn addresses(&self) -> impl Iterator<Item = &Listen> {
         self.listeners.iter().map(|(_, address)| address)
     }
+
+    /// Makes a user and a group, by number, the owners of the unix sockets.
+    ///
+    /// # Errors
+    /// What the system says, with the path.
+    pub fn give_to(&self, user: u32, group: u32) -> io::Result<()> {
+        for (listener, _) in &self.listeners {
+            if let Listener::Unix(_, path) = listener {
+                std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A socket only its owner and group may use; a left-over of a server that died is replaced.

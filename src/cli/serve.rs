@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ use crate::host::memory::ArenaSize;
 use crate::image::{
     self, CacheMode, Format, ImageError, NewImage, NewKind, OpenOptions, OpenedChain,
 };
+use crate::sandbox::{self, Allowed, Calls, Captive, Mode, Report};
 use crate::server::{self, Listen};
 use crate::shard;
 use crate::transport::nbd::export_of;
@@ -37,6 +39,27 @@ enum AioArg {
     Uring,
     /// A small pool of threads.
     Threads,
+}
+
+/// How much of the sandbox is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SandboxArg {
+    /// As much as the kernel offers; says what is missing.
+    On,
+    /// All of it, or no service.
+    Required,
+    /// None.
+    Off,
+}
+
+impl From<SandboxArg> for Mode {
+    fn from(arg: SandboxArg) -> Self {
+        match arg {
+            SandboxArg::On => Self::On,
+            SandboxArg::Required => Self::Required,
+            SandboxArg::Off => Self::Off,
+        }
+    }
 }
 
 /// What the image's bytes pass through.
@@ -97,6 +120,12 @@ pub struct ServeOptions {
     #[arg(long, value_name = "MIB", default_value_t = 256,
         value_parser = clap::value_parser!(u32).range(128..=2048))]
     memory: u32,
+    /// Confine the server to what it has opened: no other files, programs or connections.
+    #[arg(long, value_enum, default_value_t = SandboxArg::On)]
+    sandbox: SandboxArg,
+    /// Become this user once the sockets are bound (must be started as root).
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<sandbox::User>,
     /// Print one JSON object (a line) when the server is ready, and errors as JSON
     #[arg(long)]
     json: bool,
@@ -155,13 +184,39 @@ pub(super) fn main(options: &ServeOptions, out: &mut dyn Write) -> ExitCode {
 /// Opens the image and serves it until a signal, or the end of the command given with `--run`.
 fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     let addresses = options.addresses()?;
+    // Before anything is confined: the command is not.
+    let captive = options.run.as_deref().map(Captive::spawn).transpose().context("--run")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Bound before the disk moves: a port in use must not cost a commit.
+    let bound = runtime.block_on(async { server::bind(&addresses) })?;
+    if let Some(user) = &options.user {
+        bound.give_to(user.uid(), user.gid())?;
+        sandbox::assume(user)?;
+    }
     create_if_absent(options)?;
     let chain = image::open(&options.open_options())?;
     for notice in &chain.notices {
         tracing::warn!("{notice}");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(options, chain, &addresses, out))
+    let report = confine(options, &chain, &addresses)?;
+    runtime.block_on(serve(options, chain, bound, (captive, report), out))
+}
+
+/// Gives up what serving does not need, as far as that must happen before threads start.
+fn confine(options: &ServeOptions, chain: &OpenedChain, addresses: &[Listen]) -> Result<Report> {
+    let mode = options.sandbox.into();
+    let mut allowed = Allowed::new();
+    for address in addresses {
+        if let Listen::Unix(path) = address {
+            allowed = allowed.remove(path);
+        }
+    }
+    for layer in chain.layers.iter().filter(|layer| layer.mode.direct) {
+        allowed = allowed.again(layer.fd.as_fd())?;
+    }
+    let mut report = sandbox::drop_privileges(mode)?;
+    report.add(sandbox::confine_files(&allowed, mode)?);
+    Ok(report)
 }
 
 fn create_if_absent(options: &ServeOptions) -> Result<()> {
@@ -185,7 +240,8 @@ fn create_if_absent(options: &ServeOptions) -> Result<()> {
 async fn serve(
     options: &ServeOptions,
     chain: OpenedChain,
-    addresses: &[Listen],
+    bound: server::Bound,
+    (captive, mut report): (Option<Captive>, Report),
     out: &mut dyn Write,
 ) -> Result<u8> {
     let aio = match options.aio {
@@ -204,18 +260,21 @@ async fn serve(
         chain.size.get(),
         chain.read_only,
     );
-    // Bound before the disk moves: a port in use must not cost a commit.
-    let bound = server::bind(addresses)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let disk = mailbox.attach(Box::new(move |add_file| chain.attach(add_file))).await?;
+    report.add(sandbox::confine_calls(
+        Calls { ring: choice.aio == Aio::Uring },
+        options.sandbox.into(),
+    )?);
+    report.tell();
     announce(options, &bound, &export, out)?;
     let uri = bound.addresses().next().map(|address| address.uri(&options.export));
     let outcome = tokio::select! {
         () = server::serve(bound, export, disk, mailbox.clone()) => 0,
         _ = interrupt.recv() => 0,
         _ = terminate.recv() => 0,
-        status = captive(options.run.as_deref(), uri.unwrap_or_default()) => status?,
+        status = outcome_of(captive, uri.unwrap_or_default()) => status?,
     };
     let closed = mailbox.shut_down().await;
     drop(thread.join());
@@ -259,17 +318,15 @@ fn announce(
     Ok(())
 }
 
-/// Runs the captive command, if there is one; its exit status becomes ours.
-async fn captive(command: Option<&str>, uri: String) -> Result<u8> {
-    let Some(command) = command else { return std::future::pending().await };
-    let command = command.to_owned();
+/// Lets the captive command run, if there is one; its exit status becomes ours.
+async fn outcome_of(captive: Option<Captive>, uri: String) -> Result<u8> {
+    let Some(mut captive) = captive else { return std::future::pending().await };
+    captive.release(&uri)?;
     let (done, is_done) = tokio::sync::oneshot::channel();
     // A thread of its own: the server must go on while the command runs.
     std::thread::spawn(move || {
-        let status =
-            std::process::Command::new("sh").arg("-c").arg(&command).env("uri", uri).status();
         // Nobody waits any more when a signal came first.
-        let _ = done.send(status);
+        let _ = done.send(captive.wait());
     });
     let status = is_done.await??;
     Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
