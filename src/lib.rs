@@ -2,6 +2,7 @@
 //! copy-on-write parent chains, over NBD. See ARCHITECTURE.md for the rooms and their rules.
 #![deny(unsafe_code)]
 
+pub mod admin;
 pub mod bench;
 pub mod cli;
 pub mod engine;
@@ -9,8 +10,9 @@ pub mod format;
 pub mod host;
 pub mod image;
 pub mod partition;
+pub mod sandbox;
 pub mod server;
-pub mod size;
 pub mod shard;
+pub mod size;
 pub mod tls;
 pub mod transport;

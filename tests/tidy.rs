@@ -101,8 +101,24 @@ const ROOMS: [Room; 11] = [
         acts: true,
     },
     Room {
+        name: "sandbox",
+        rooms: &[],
+        crates: &["landlock", "nix", "rustix", "seccompiler", "tracing"],
+        acts: true,
+    },
+    Room {
         name: "cli",
-        rooms: &["engine", "format", "host", "image", "shard", "transport", "bench", "server"],
+        rooms: &[
+            "engine",
+            "format",
+            "host",
+            "image",
+            "shard",
+            "transport",
+            "bench",
+            "server",
+            "sandbox",
+        ],
         crates: &[
             "anyhow",
             "clap",

@@ -182,8 +182,8 @@ async fn carry_out(control: &Control, usual: &ExportSpec, ask: Ask) -> Result<Va
         Ask::Stats => Ok(stats(control.registry())),
         Ask::ReloadTls => {
             let tls = control.tls().ok_or("the server has no TLS credentials to read again")?;
-            tls.reload().map_err(|error| error.to_string())?;
-            Ok(Value::Null)
+            let notices = tls.reload().map_err(|error| told(&error))?;
+            Ok(json!(notices.iter().map(ToString::to_string).collect::<Vec<_>>()))
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod check;
 mod create;
+mod export;
 mod info;
 mod map;
 mod options;
@@ -42,6 +43,8 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt fo
 enum Command {
     /// Serve an image over NBD until told to stop
     Serve(Box<serve::ServeOptions>),
+    /// Add, remove, limit and watch the exports of a running server
+    Export(export::ExportOptions),
     /// Make an image
     Create(create::CreateOptions),
     /// Tell about an image without opening its parents
@@ -69,6 +72,7 @@ pub fn run() -> ExitCode {
     let (result, json) = match &cli.command {
         // Its exit code may be that of the command it ran.
         Command::Serve(options) => return serve::main(options, &mut out),
+        Command::Export(options) => (export::run(options, &mut out), options.json),
         Command::Create(options) => (create::run(options, &mut out), options.json),
         Command::Info(options) => (info::run(options, &mut out), options.json),
         Command::Map(options) => (map::run(options, &mut out), options.json),

@@ -13,6 +13,7 @@ mod buddy;
 mod direct;
 mod event;
 mod files;
+pub mod inherited;
 pub mod memory;
 mod read;
 mod ring_setup;

@@ -115,7 +115,7 @@ impl Control {
         if spec.resize && (!whole || spec.image.read_only) {
             return Err(ControlError::ResizeOfPart);
         }
-        let disk = self.estate.disk(&spec.image, spec.overlay.as_deref()).await?;
+        let disk = self.estate.disk(&spec).await?;
         let window = if whole { Ok(None) } else { self.window(&spec, &disk).await.map(Some) };
         let shown = window.and_then(|window| self.show(spec, window, Arc::clone(&disk)));
         if shown.is_err() {

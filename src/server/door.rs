@@ -25,7 +25,7 @@ use super::registry::{Connection, Registry, Seat, Sight};
 use super::stream::Stream;
 use crate::meter::Meter;
 use crate::shard::NewClient;
-use crate::tls::{Secured, Tls, bridge};
+use crate::tls::{Ended, Secured, Tls, bridge};
 use crate::transport::nbd::{ClientSettings, NbdClient};
 
 /// Pause after `accept` failed for want of descriptors or memory.
@@ -122,8 +122,10 @@ impl Door {
                 outer.set_nonblocking(true)?;
                 let outer = tokio::net::UnixStream::from_std(outer)?;
                 self.pump(async move {
-                    if let Err(error) = bridge(*secured, outer, FAREWELL).await {
-                        tracing::debug!(%error, "a connection under TLS broke");
+                    match bridge(*secured, outer).await {
+                        Ok(Ended::Closed) => {}
+                        Ok(ended) => tracing::debug!(?ended, "a connection under TLS was cut"),
+                        Err(error) => tracing::debug!(%error, "a connection under TLS broke"),
                     }
                     drop(guard);
                 });

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::engine::units::ByteLen;
 use crate::image::{self, ImageError, OpenOptions, OpenedChain};
 use crate::shard::{DiskTag, Mailbox};
+use super::spec::ExportSpec;
 
 /// A disk in the hands of a shard.
 #[derive(Debug)]
@@ -67,18 +68,56 @@ pub enum DiskError {
 /// What tells one file from another, whatever paths lead to it.
 type FileKey = (u64, u64);
 
+/// Images opened before there was anybody to give them to: a process that is confined later opens
+/// what it needs first.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    shared: BTreeMap<FileKey, OpenedChain>,
+    /// Those under an overlay, each for one export.
+    own: BTreeMap<String, OpenedChain>,
+}
+
+impl Prepared {
+    /// Opens what an export needs, unless it is open already.
+    ///
+    /// # Errors
+    /// What keeps the image from being opened.
+    pub fn open(&mut self, spec: &ExportSpec) -> Result<(), ImageError> {
+        if let Some(place) = &spec.overlay {
+            let chain = image::open_overlay(&spec.image, place)?;
+            self.own.insert(spec.name.clone(), chain);
+            return Ok(());
+        }
+        if file_key(&spec.image.path).is_some_and(|key| self.shared.contains_key(&key)) {
+            return Ok(());
+        }
+        let chain = image::open(&spec.image)?;
+        // It was there, so it has a key; if it went away since, nothing else can share it.
+        if let Some(key) = file_key(&spec.image.path) {
+            self.shared.insert(key, chain);
+        }
+        Ok(())
+    }
+
+    /// What was opened.
+    pub fn chains(&self) -> impl Iterator<Item = &OpenedChain> {
+        self.shared.values().chain(self.own.values())
+    }
+}
+
 /// The disks of a process.
 #[derive(Debug)]
 pub struct Estate {
     shards: Vec<Mailbox>,
     shared: Mutex<BTreeMap<FileKey, Arc<OwnedDisk>>>,
+    prepared: Mutex<Prepared>,
 }
 
 impl Estate {
-    /// An estate without disks, on at least one shard.
+    /// An estate on at least one shard. What was prepared is attached when it is asked for.
     #[must_use]
-    pub fn new(shards: Vec<Mailbox>) -> Self {
-        Self { shards, shared: Mutex::default() }
+    pub fn new(shards: Vec<Mailbox>, prepared: Prepared) -> Self {
+        Self { shards, shared: Mutex::default(), prepared: Mutex::new(prepared) }
     }
 
     /// The disk of an image: the one that is there, or opened now. An overlay is always its own.
@@ -86,30 +125,36 @@ impl Estate {
     ///
     /// # Errors
     /// What keeps the image from being opened or served.
-    pub async fn disk(
-        &self,
-        options: &OpenOptions,
-        overlay: Option<&Path>,
-    ) -> Result<Arc<OwnedDisk>, DiskError> {
-        if overlay.is_none()
-            && let Some(disk) = self.known(&options.path)
-        {
+    pub(super) async fn disk(&self, spec: &ExportSpec) -> Result<Arc<OwnedDisk>, DiskError> {
+        let (options, path) = (&spec.image, &spec.image.path);
+        let key = if spec.overlay.is_none() { file_key(path) } else { None };
+        if let Some(disk) = key.and_then(|key| self.lock().get(&key).cloned()) {
             if disk.read_only && !options.read_only {
-                return Err(DiskError::ReadOnly { path: options.path.clone() });
+                return Err(DiskError::ReadOnly { path: path.clone() });
             }
             disk.users.fetch_add(1, Ordering::Relaxed);
             return Ok(disk);
         }
-        let key = if overlay.is_none() { file_key(&options.path) } else { None };
-        let chain = open(options, overlay).await?;
+        let chain = match self.prepared(spec, key) {
+            Some(chain) => chain,
+            None => open(spec).await?,
+        };
         for notice in &chain.notices {
             tracing::warn!("{notice}");
         }
-        let disk = Arc::new(self.attach(options, overlay.is_some(), chain).await?);
+        let disk = Arc::new(self.attach(options, spec.overlay.is_some(), chain).await?);
         if let Some(key) = key {
             self.lock().insert(key, Arc::clone(&disk));
         }
         Ok(disk)
+    }
+
+    fn prepared(&self, spec: &ExportSpec, key: Option<FileKey>) -> Option<OpenedChain> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        match key {
+            Some(key) => prepared.shared.remove(&key),
+            None => prepared.own.remove(&spec.name),
+        }
     }
 
     /// Gives an opened image to the shard with the fewest disks.
@@ -149,10 +194,6 @@ impl Estate {
         closed.map_err(|why| format!("{}: {why}", disk.path.display()))
     }
 
-    fn known(&self, path: &Path) -> Option<Arc<OwnedDisk>> {
-        self.lock().get(&file_key(path)?).cloned()
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<FileKey, Arc<OwnedDisk>>> {
         // It is held for look-ups and insertions, none of which can stop halfway.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
@@ -160,9 +201,8 @@ impl Estate {
 }
 
 /// Opening waits for disks and locks, so it has a thread of its own while it lasts.
-async fn open(options: &OpenOptions, overlay: Option<&Path>) -> Result<OpenedChain, ImageError> {
-    let options = options.clone();
-    let overlay = overlay.map(Path::to_owned);
+async fn open(spec: &ExportSpec) -> Result<OpenedChain, ImageError> {
+    let (options, overlay) = (spec.image.clone(), spec.overlay.clone());
     let opened = tokio::task::spawn_blocking(move || match overlay {
         None => image::open(&options),
         Some(place) => image::open_overlay(&options, &place),

@@ -231,9 +231,9 @@ impl Bound {
         self.listeners.is_empty()
     }
 
-    /// Directories in which sockets are to be removed at the end.
-    pub fn socket_places(&self) -> impl Iterator<Item = &Path> {
-        self.listeners.iter().filter_map(|listener| listener.path.as_deref()?.parent())
+    /// The unix sockets that are to be removed at the end.
+    pub fn socket_paths(&self) -> impl Iterator<Item = &Path> {
+        self.listeners.iter().filter_map(|listener| listener.path.as_deref())
     }
 }
 

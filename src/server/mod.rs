@@ -19,7 +19,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 pub use control::{Control, ControlError};
-pub use estate::{DiskError, Estate, OwnedDisk};
+pub use estate::{DiskError, Estate, OwnedDisk, Prepared};
 pub use limits::Limits;
 pub use listen::{Bound, CID_ANY, Listen, bind, bind_unix};
 pub use registry::{Connection, NameError, Registry, Seat};

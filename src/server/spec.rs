@@ -131,7 +131,7 @@ impl ExportSpec {
             ("tls", Some("required")) => self.plaintext = false,
             ("tls", Some("optional")) => self.plaintext = true,
             ("allow", _) => {
-                let rule = Rule::parse(needed()?).map_err(|error| error.to_string())?;
+                let rule: Rule = needed()?.parse().map_err(|why| format!("allow: {why}"))?;
                 self.allow.push(rule);
             }
             ("bps", _) => self.rates.bytes_per_s = NonZeroU64::new(bytes(key, needed()?)?),

@@ -150,7 +150,8 @@ impl ExportOptions {
         });
         usual.plaintext = self.tls_optional;
         for text in &self.allow {
-            usual.allow.push(Rule::parse(text).map_err(|why| anyhow!("--allow {text:?}: {why}"))?);
+            let rule: Result<Rule, _> = text.parse();
+            usual.allow.push(rule.map_err(|why| anyhow!("--allow {text:?}: {why}"))?);
         }
         usual.rates = Rates {
             bytes_per_s: self.bps.and_then(|bps| NonZeroU64::new(bps.get())),

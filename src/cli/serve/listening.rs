@@ -75,10 +75,16 @@ impl ListenOptions {
         for socket in inherited {
             bound.add_inherited(socket).context("an inherited socket cannot be served")?;
         }
+        Ok(bound)
+    }
+
+    /// Adds the connection on standard input and output, if it was asked for. It may start
+    /// threads, so the process is confined first.
+    pub(super) fn add_stdio(&self, bound: &mut Bound) -> Result<()> {
         if self.stdio {
             bound.add_connected(stdio()?);
         }
-        Ok(bound)
+        Ok(())
     }
 
     fn tcp(&self, secure: bool) -> Result<Vec<Listen>> {

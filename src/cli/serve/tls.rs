@@ -1,6 +1,6 @@
 //! The credentials of `serve`: certificates in a directory, or pre-shared keys in a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -26,12 +26,24 @@ pub(super) struct TlsOptions {
 impl TlsOptions {
     /// Reads them. `None`: there are none, and connections are in the clear.
     pub(super) fn load(&self) -> Result<Option<Tls>> {
-        if let Some(place) = &self.tls_certs {
+        let loaded = if let Some(place) = &self.tls_certs {
             let verify =
                 if self.tls_no_client_certs { ClientVerify::Off } else { ClientVerify::Required };
-            return Tls::from_directory(place, verify).map(Some).context("--tls-certs");
+            Tls::from_directory(place, verify).context("--tls-certs")?
+        } else if let Some(file) = &self.tls_psk {
+            Tls::from_psk_file(file).context("--tls-psk")?
+        } else {
+            return Ok(None);
+        };
+        let (tls, notices) = loaded;
+        for notice in notices {
+            tracing::warn!("{notice}");
         }
-        let Some(file) = &self.tls_psk else { return Ok(None) };
-        Tls::from_psk_file(file).map(Some).context("--tls-psk")
+        Ok(Some(tls))
+    }
+
+    /// What must stay readable for the credentials to be read again.
+    pub(super) fn place(&self) -> Option<&Path> {
+        self.tls_certs.as_deref().or(self.tls_psk.as_deref())
     }
 }
