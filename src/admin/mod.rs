@@ -86,6 +86,12 @@ impl Admin {
         Ok(Self { socket, path })
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Answers for as long as it is polled. `usual` is what a spec does not say.
     ///
     /// # Errors

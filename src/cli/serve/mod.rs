@@ -10,6 +10,7 @@ mod listening;
 mod tls;
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,11 +26,11 @@ use crate::admin::{Admin, Look};
 use crate::host::Aio;
 use crate::host::memory::ArenaSize;
 use crate::image::ImageError;
+use crate::sandbox::{self, Allowed, Calls, Captive, Mode, Report, User};
 use crate::server::{
-    Bound, Control, ControlError, DiskError, Estate, ExportSpec, Limits, Registry, Service,
+    Bound, Control, ControlError, DiskError, Estate, ExportSpec, Prepared, Registry, Service,
 };
 use crate::shard::{self, Mailbox};
-use crate::tls::Tls;
 use exports::ExportOptions;
 use limits::LimitOptions;
 use listening::ListenOptions;
@@ -49,6 +50,27 @@ enum AioArg {
     Uring,
     /// A small pool of threads.
     Threads,
+}
+
+/// How much of the sandbox is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SandboxArg {
+    /// As much as the kernel offers; says what is missing.
+    On,
+    /// All of it, or no service.
+    Required,
+    /// None.
+    Off,
+}
+
+impl From<SandboxArg> for Mode {
+    fn from(arg: SandboxArg) -> Self {
+        match arg {
+            SandboxArg::On => Self::On,
+            SandboxArg::Required => Self::Required,
+            SandboxArg::Off => Self::Off,
+        }
+    }
 }
 
 /// Serve disk images over NBD.
@@ -98,6 +120,16 @@ struct ProcessOptions {
     #[arg(long, value_name = "MIB", default_value_t = 256,
         value_parser = clap::value_parser!(u32).range(128..=2048))]
     memory: u32,
+    /// Confine the server to what it has opened: no other files, programs or connections
+    #[arg(long, value_enum, default_value_t = SandboxArg::On)]
+    sandbox: SandboxArg,
+    /// Where images lie that `orlop export add` may name; the sandbox keeps all others away (may
+    /// be repeated)
+    #[arg(long, value_name = "DIR", requires = "admin")]
+    allow_dir: Vec<PathBuf>,
+    /// Become this user once the sockets are bound (must be started as root)
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<User>,
     /// Print one JSON object (a line) when the server is ready, and errors as JSON
     #[arg(long)]
     json: bool,
@@ -126,28 +158,95 @@ fn failure(error: anyhow::Error) -> Failure {
 /// Opens what is to be exported, and serves it until a signal, the end of the command given with
 /// `--run`, or the end of the last connection there can be.
 fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
+    // Before anything is confined: the command is not.
+    let captive = options.process.run.as_deref().map(Captive::spawn);
+    let captive = captive.transpose().context("--run")?;
     let tls = options.tls.load()?;
-    let specs = options.exports.specs()?;
-    let usual = options.exports.usual()?;
+    let (specs, usual) = (options.exports.specs()?, options.exports.usual()?);
     // Bound before disks are opened: a port in use must not cost a commit.
     let open_to_all = specs.iter().any(|spec| spec.plaintext) || usual.plaintext;
-    let bound = options.listen.bind(tls.is_some() && !open_to_all)?;
-    let admin = match &options.process.admin {
-        Some(path) => Some(Admin::bind(path).with_context(|| format!("{}", path.display()))?),
-        None => None,
-    };
+    let mut bound = options.listen.bind(tls.is_some() && !open_to_all)?;
+    let admin = options.process.admin.as_deref().map(Admin::bind);
+    let admin = admin.transpose().context("--admin")?;
+    if let Some(user) = &options.process.user {
+        give_sockets(&bound, admin.as_ref(), user)?;
+        sandbox::assume(user)?;
+    }
     options.exports.create_if_absent()?;
-    let (shards, threads) = spawn_shards(&options.process)?;
+    let mut prepared = Prepared::default();
+    for spec in &specs {
+        prepared.open(spec)?;
+    }
+    let mut report = confine(options, &bound, admin.as_ref(), &prepared)?;
+    // From here on there are threads.
+    options.listen.add_stdio(&mut bound)?;
+    let (shards, threads, ring) = spawn_shards(&options.process)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let server = Server { bound, admin, shards, tls, limits: options.limits.limits(), specs, usual };
-    let outcome = runtime.block_on(serve(options, server, out));
+    let crew = Crew::new(tls.is_some())?;
+    report.add(sandbox::confine_calls(Calls { ring }, options.process.sandbox.into())?);
+    report.tell();
+    let estate = Estate::new(shards.clone(), prepared);
+    let limits = options.limits.limits();
+    let registry = Arc::new(Registry::default());
+    let per_export = limits.per_export;
+    let control = Control::new(Arc::clone(&registry), estate, per_export, tls.clone());
+    let server = Server { bound, admin, control: Arc::new(control), captive, specs, usual };
+    let outcome = runtime.block_on(async {
+        let handle = crew.handle();
+        let service = Service::new(Arc::clone(&registry), limits, tls.clone(), handle);
+        let outcome = serve(options, server, &service, out).await;
+        registry.drain();
+        let closed = shut_down(&shards).await;
+        service.farewell().await;
+        closed.and(outcome)
+    });
     for thread in threads {
         drop(thread.join());
     }
     outcome
 }
 
-fn spawn_shards(options: &ProcessOptions) -> Result<(Vec<Mailbox>, Vec<JoinHandle<()>>)> {
+/// Makes the user the server becomes the owner of its sockets.
+fn give_sockets(bound: &Bound, admin: Option<&Admin>, user: &User) -> Result<()> {
+    for path in bound.socket_paths().chain(admin.map(Admin::path)) {
+        std::os::unix::fs::chown(path, Some(user.uid()), Some(user.gid()))
+            .with_context(|| format!("{}: cannot give it to the user", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Gives up what serving does not need, as far as that must happen before threads start.
+fn confine(
+    options: &ServeOptions,
+    bound: &Bound,
+    admin: Option<&Admin>,
+    prepared: &Prepared,
+) -> Result<Report> {
+    let mode = options.process.sandbox.into();
+    let mut allowed = Allowed::new();
+    for path in bound.socket_paths().chain(admin.map(Admin::path)) {
+        allowed = allowed.remove(path);
+    }
+    for path in &options.process.allow_dir {
+        allowed = allowed.write(path);
+    }
+    if let Some(place) = options.tls.place() {
+        allowed = allowed.read(place);
+    }
+    for layer in prepared.chains().flat_map(|chain| &chain.layers) {
+        if layer.mode.direct {
+            allowed = allowed.again(layer.fd.as_fd())?;
+        }
+    }
+    let mut report = sandbox::drop_privileges(mode)?;
+    report.add(sandbox::confine_files(&allowed, mode)?);
+    Ok(report)
+}
+
+/// Shards, their threads, and whether they use rings.
+type Shards = (Vec<Mailbox>, Vec<JoinHandle<()>>, bool);
+
+fn spawn_shards(options: &ProcessOptions) -> Result<Shards> {
     let aio = match options.aio {
         AioArg::Auto => Aio::Auto,
         AioArg::Uring => Aio::Uring,
@@ -156,61 +255,50 @@ fn spawn_shards(options: &ProcessOptions) -> Result<(Vec<Mailbox>, Vec<JoinHandl
     let arena = ArenaSize { large_bytes: options.memory << 20, ..ArenaSize::default() };
     let mut shards = Vec::new();
     let mut threads = Vec::new();
+    let mut ring = false;
     for _ in 0..options.threads {
         let (mailbox, choice, thread) =
             shard::spawn(aio, arena).context("no I/O host; try --aio threads")?;
         tracing::info!("I/O by {choice}");
+        ring |= choice.aio == Aio::Uring;
         shards.push(mailbox);
         threads.push(thread);
     }
-    Ok((shards, threads))
+    Ok((shards, threads, ring))
 }
 
-/// Everything a server is made of.
+/// What a running server is made of.
 struct Server {
     bound: Bound,
     admin: Option<Admin>,
-    shards: Vec<Mailbox>,
-    tls: Option<Tls>,
-    limits: Limits,
+    control: Arc<Control>,
+    captive: Option<Captive>,
     specs: Vec<ExportSpec>,
     usual: ExportSpec,
 }
 
-async fn serve(options: &ServeOptions, server: Server, out: &mut dyn Write) -> Result<u8> {
-    let Server { bound, admin, shards, tls, limits, specs, usual } = server;
-    let registry = Arc::new(Registry::default());
-    let estate = Estate::new(shards.clone());
-    let per_export = limits.per_export;
-    let control = Control::new(Arc::clone(&registry), estate, per_export, tls.clone());
-    let control = Arc::new(control);
+async fn serve(
+    options: &ServeOptions,
+    server: Server,
+    service: &Service,
+    out: &mut dyn Write,
+) -> Result<u8> {
+    let Server { bound, admin, control, captive, specs, usual } = server;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let opened = open_all(&control, specs, options.exports.default.as_deref()).await;
-    // Whatever was opened by then is closed in order.
-    let outcome = match opened {
-        Err(error) => Err(error),
-        Ok(()) => {
-            let crew = Crew::new(tls.is_some())?;
-            let service = Service::new(Arc::clone(&registry), limits, tls.clone(), crew.handle());
-            announce::announce(options, &bound, &registry, tls.is_some(), out)?;
-            let uri = announce::first_uri(&bound, &registry, tls.is_some());
-            let outcome = tokio::select! {
-                ended = service.serve(bound) => ended.map(|()| 0).map_err(Into::into),
-                ended = administer(admin.as_ref(), &control, usual) => Err(ended),
-                () = watch(options.process.stats, &registry) => Ok(0),
-                _ = interrupt.recv() => Ok(0),
-                _ = terminate.recv() => Ok(0),
-                status = captive(options.process.run.as_deref(), uri) => status,
-            };
-            registry.drain();
-            let closed = shut_down(&shards).await;
-            service.farewell().await;
-            crew.end();
-            return closed.and(outcome);
-        }
-    };
-    shut_down(&shards).await.and(outcome)
+    open_all(&control, specs, options.exports.default.as_deref()).await?;
+    let registry = control.registry();
+    let secure = control.tls().is_some();
+    announce::announce(options, &bound, registry, secure, out)?;
+    let uri = announce::first_uri(&bound, registry, secure);
+    tokio::select! {
+        ended = service.serve(bound) => ended.map(|()| 0).map_err(Into::into),
+        ended = administer(admin.as_ref(), &control, usual) => Err(ended),
+        () = watch(options.process.stats, registry) => Ok(0),
+        _ = interrupt.recv() => Ok(0),
+        _ = terminate.recv() => Ok(0),
+        status = outcome_of(captive, uri) => status,
+    }
 }
 
 async fn open_all(control: &Control, specs: Vec<ExportSpec>, default: Option<&str>) -> Result<()> {
@@ -281,31 +369,32 @@ impl Crew {
         Ok(Self(Some(builder.build()?)))
     }
 
+    /// To be called on the control thread's runtime.
     fn handle(&self) -> tokio::runtime::Handle {
         match &self.0 {
             Some(runtime) => runtime.handle().clone(),
             None => tokio::runtime::Handle::current(),
         }
     }
+}
 
-    fn end(self) {
-        if let Some(runtime) = self.0 {
+impl Drop for Crew {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// Runs the captive command, if there is one; its exit status becomes ours.
-async fn captive(command: Option<&str>, uri: String) -> Result<u8> {
-    let Some(command) = command else { return std::future::pending().await };
-    let command = command.to_owned();
+/// Lets the captive command run, if there is one; its exit status becomes ours.
+async fn outcome_of(captive: Option<Captive>, uri: String) -> Result<u8> {
+    let Some(mut captive) = captive else { return std::future::pending().await };
+    captive.release(&uri)?;
     let (done, is_done) = tokio::sync::oneshot::channel();
     // A thread of its own: the server must go on while the command runs.
     std::thread::spawn(move || {
-        let status =
-            std::process::Command::new("sh").arg("-c").arg(&command).env("uri", uri).status();
         // Nobody waits any more when a signal came first.
-        let _ = done.send(status);
+        let _ = done.send(captive.wait());
     });
     let status = is_done.await??;
     Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
