@@ -137,8 +137,9 @@ async fn talk(mut stream: UnixStream, control: &Control, usual: &ExportSpec) -> 
     let mut reader = BufReader::new(reader);
     loop {
         let mut line = Vec::new();
-        let read = (&mut reader).take(LINE_MAX).read_until(b'\n', &mut line);
-        if tokio::time::timeout(PATIENCE, async { Box::pin(read).await }).await?? == 0 {
+        let mut piece = (&mut reader).take(LINE_MAX);
+        let read = piece.read_until(b'\n', &mut line);
+        if tokio::time::timeout(PATIENCE, read).await?? == 0 {
             return Ok(());
         }
         let whole = line.ends_with(b"\n");

@@ -73,17 +73,17 @@ fn counters(snapshot: &Snapshot) -> Value {
             continue;
         }
         let micros = |time: Duration| time.as_nanos() as f64 / 1000.0;
-        let at = |quantile| micros(counts.latency.percentile(quantile));
+        let at = |quantile| micros(counts.percentile(quantile));
         let told = json!({
             "requests": counts.requests,
             "bytes": counts.bytes,
             "errors": counts.errors,
             "latency_us": {
-                "mean": micros(counts.latency.mean()),
+                "mean": micros(counts.mean()),
                 "p50": at(0.5),
                 "p99": at(0.99),
                 "p999": at(0.999),
-                "max": micros(counts.latency.max()),
+                "max": micros(counts.max()),
             },
         });
         by_op.insert(op.name().to_owned(), told);
@@ -122,7 +122,7 @@ impl Look {
                 if counts.requests == 0 {
                     continue;
                 }
-                let micros = |quantile| counts.latency.percentile(quantile).as_secs_f64() * 1e6;
+                let micros = |quantile| counts.percentile(quantile).as_secs_f64() * 1e6;
                 let _infallible = writeln!(
                     text,
                     "{name}: {connections} connections, {op} {rate:.0}/s, {mib:.1} MiB/s, \

@@ -66,7 +66,6 @@ pub enum ControlError {
 }
 
 /// A running server, as its admin holds it.
-#[derive(Debug)]
 pub struct Control {
     registry: Arc<Registry>,
     estate: Estate,

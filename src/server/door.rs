@@ -6,13 +6,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd::TlsOffer;
 use nbd::handshake::{Handshake, Progress, Session};
-use rustix::net::{SocketFlags, accept_with, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -235,7 +235,8 @@ enum Turn {
 async fn talk(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     handshake: &mut Handshake,
-    sight: &Sight<'_>,
+    // Mutable, because a shared one could not move between threads.
+    sight: &mut Sight<'_>,
 ) -> io::Result<Turn> {
     let mut buffer = vec![0; PIECE_BYTES];
     loop {
@@ -245,7 +246,7 @@ async fn talk(
         if count == 0 {
             return Ok(Turn::Over(None));
         }
-        let progress = handshake.receive(&buffer[..count], sight);
+        let progress = handshake.receive(&buffer[..count], &*sight);
         stream.write_all(&handshake.take_output()).await?;
         stream.flush().await?;
         match progress {
@@ -302,7 +303,7 @@ pub(super) async fn accept_all(
     }
 }
 
-async fn accept(socket: &AsyncFd<impl AsFd>) -> io::Result<OwnedFd> {
+async fn accept(socket: &AsyncFd<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     loop {
         let mut ready = socket.readable().await?;
         let tried = ready.try_io(|inner| {
@@ -316,8 +317,8 @@ async fn accept(socket: &AsyncFd<impl AsFd>) -> io::Result<OwnedFd> {
 
 /// Small replies leave at once. Means nothing to a socket that is not TCP.
 fn prepare(socket: &OwnedFd) {
-    let family = sockopt::socket_domain(socket);
-    if family.is_ok_and(|it| it == rustix::net::AddressFamily::INET || it == rustix::net::AddressFamily::INET6)
+    let inet = [AddressFamily::INET, AddressFamily::INET6];
+    if sockopt::socket_domain(socket).is_ok_and(|family| inet.contains(&family))
         && let Err(error) = sockopt::set_tcp_nodelay(socket, true)
     {
         tracing::debug!(%error, "no TCP_NODELAY");

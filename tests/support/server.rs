@@ -34,6 +34,16 @@ impl Server {
         Self::launch(Command::new(env!("CARGO_BIN_EXE_orlop")), folder, image, &arguments)
     }
 
+    /// Serves what the arguments say on a unix socket of its own.
+    pub fn start_many(arguments: &[&str]) -> Self {
+        let folder = TempDir::new().expect("the temporary folder takes files");
+        let mut all: Vec<OsString> = vec!["--socket".into(), folder.path().join("nbd").into()];
+        all.extend(arguments.iter().map(OsString::from));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orlop"));
+        command.arg("serve").args(all);
+        Self::wait_for(command, folder)
+    }
+
     /// Serves an image on a free TCP port of this machine.
     pub fn start_tcp(image: &Path, options: &[&str]) -> Self {
         let folder = TempDir::new().expect("the temporary folder takes files");
@@ -54,8 +64,12 @@ impl Server {
     }
 
     fn launch(mut command: Command, folder: TempDir, image: &Path, options: &[OsString]) -> Self {
-        let log = File::create(folder.path().join("log")).expect("a log can be written");
         command.arg("serve").arg(image).args(options);
+        Self::wait_for(command, folder)
+    }
+
+    fn wait_for(mut command: Command, folder: TempDir) -> Self {
+        let log = File::create(folder.path().join("log")).expect("a log can be written");
         command.env("ORLOP_LOG", "info").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let start = Instant::now();
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -72,6 +86,17 @@ impl Server {
     /// Where it serves.
     pub fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// Where another export of it is.
+    pub fn uri_of(&self, export: &str) -> String {
+        let socket = self.folder.path().join("nbd");
+        format!("nbd+unix:///{export}?socket={}", socket.display())
+    }
+
+    /// A path in a folder that goes with the server.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
     }
 
     /// The id of the process that was started.
