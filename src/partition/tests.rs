@@ -355,7 +355,9 @@ proptest! {
 
     #[test]
     fn any_records_are_a_chain_or_none(
-        records in prop::collection::vec((0_u8..24, 0_usize..4, 0_u8..4, 0_u32..40, 0_u32..40), 1..40)
+        records in prop::collection::vec(
+            (0_u8..24, 0_usize..4, 0_u8..4, 0_u32..40, 0_u32..40), 1..40
+        )
     ) {
         let mut disk = vec![0; 24 * 512];
         entry(&mut disk, 1, (0, 0x0F, 1, 23));
