@@ -7,7 +7,7 @@ mod foreign;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -35,15 +35,19 @@ impl Paper {
         Self { _folder: folder, path, file }
     }
 
-    /// Feeds a script to sfdisk.
-    fn sfdisk(&self, options: &[&str], script: &str) {
+    /// Feeds a script to sfdisk or fdisk.
+    fn feed(&self, program: &str, options: &[&str], script: &str) {
         let mut command = Command::new("timeout");
-        command.args(["-k", "5", "60", "/usr/sbin/sfdisk", "-q"]).args(options).arg(&self.path);
+        command.args(["-k", "5", "60", program]).args(options).arg(&self.path);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn sfdisk(&self, script: &str) {
+        self.feed("/usr/sbin/sfdisk", &["-q", "--wipe=never"], script);
     }
 
     fn scan(&self) -> Result<Table, PartitionError> {
@@ -57,9 +61,9 @@ impl Paper {
     }
 
     /// What sfdisk reads, in the form of [`ours`].
-    fn by_sfdisk(&self, options: &[&str]) -> Vec<Line> {
-        let arguments = [options, &["--json", text(&self.path)]].concat();
-        let json: Value = serde_json::from_str(&run("/usr/sbin/sfdisk", &arguments)).unwrap();
+    fn by_sfdisk(&self) -> Vec<Line> {
+        let told = run("/usr/sbin/sfdisk", &["--json", text(&self.path)]);
+        let json: Value = serde_json::from_str(&told).unwrap();
         let table = &json["partitiontable"];
         let lower = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
         let prefix = text(&self.path);
@@ -81,7 +85,7 @@ impl Paper {
 
     /// Numbers, starts and sectors (of 512 bytes) that partx reads; it uses libblkid.
     fn by_partx(&self) -> Vec<(u32, u64, u64)> {
-        let columns = ["--show", "--raw", "--noheadings", "-o", "NR,START,SECTORS,TYPE"];
+        let columns = ["--raw", "--noheadings", "-o", "NR,START,SECTORS,TYPE"];
         let told = run("partx", &[&columns[..], &[text(&self.path)]].concat());
         let lines = told.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let lines = lines.filter(|line| !["0x5", "0xf", "0x85"].contains(&line[3]));
@@ -89,21 +93,44 @@ impl Paper {
         lines.map(|line| (number(line[0]) as u32, number(line[1]), number(line[2]))).collect()
     }
 
-    /// Compares with everybody else, and gives the table.
-    fn agrees(&self, scheme: Scheme, sector: u64) -> Table {
+    /// What fdisk reads when told to take sectors for larger than they are.
+    fn by_fdisk(&self, sector: u64) -> Vec<Line> {
+        let sector = sector.to_string();
+        let columns = "Device,Start,Sectors,Type-UUID,UUID,Name";
+        let options = ["-b", &sector, "-l", "-o", columns, text(&self.path)];
+        let told = run("/usr/sbin/fdisk", &options);
+        let rows = told.lines().filter_map(|row| row.strip_prefix(text(&self.path)));
+        let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let rows = rows.filter(|row| row.len() >= 5).map(|row| Line {
+            number: row[0].parse().unwrap(),
+            start: row[1].parse().unwrap(),
+            sectors: row[2].parse().unwrap(),
+            kind: row[3].to_lowercase(),
+            unique: row[4].to_lowercase(),
+            name: row[5..].join(" "),
+        });
+        rows.collect()
+    }
+
+    /// Compares with sfdisk and partx, and gives the table.
+    fn agrees(&self, scheme: Scheme) -> Table {
         let table = self.scan().unwrap();
-        assert_eq!((table.scheme, table.sector.get()), (scheme, sector), "{table:?}");
-        let size = format!("--sector-size={sector}");
-        let options: &[&str] = if sector == 512 { &[] } else { &[&size] };
-        let expected = self.by_sfdisk(options);
-        assert_eq!(ours(&table), expected);
-        assert!(!expected.is_empty());
-        if sector == 512 {
-            let ours: Vec<_> =
-                ours(&table).iter().map(|line| (line.number, line.start, line.sectors)).collect();
-            assert_eq!(ours, self.by_partx());
-        }
+        assert_eq!((table.scheme, table.sector.get()), (scheme, 512), "{table:?}");
+        let lines = ours(&table);
+        assert_eq!(lines, self.by_sfdisk());
+        assert!(!lines.is_empty());
+        let lines = lines.iter().map(|line| (line.number, line.start, line.sectors));
+        assert_eq!(lines.collect::<Vec<_>>(), self.by_partx());
         table
+    }
+
+    /// Compares with fdisk for sectors of 4096 bytes.
+    fn agrees_on_4k(&self) {
+        let table = self.scan().unwrap();
+        assert_eq!((table.scheme, table.sector.get()), (Scheme::Gpt, 4096), "{table:?}");
+        let lines = ours(&table);
+        assert_eq!((lines.len(), &table.notices[..]), (2, &[][..]));
+        assert_eq!(lines, self.by_fdisk(4096));
     }
 }
 
@@ -149,8 +176,8 @@ fn an_mbr_with_logical_partitions_is_what_sfdisk_and_partx_see() {
              size=8M, type=82\nsize=4M, type=83\nsize=20M, type=7\nsize=1M, type=8e\n"
         );
         // The third line fills the third slot; what follows it is logical.
-        disk.sfdisk(&[], &script);
-        let table = disk.agrees(Scheme::Mbr, 512);
+        disk.sfdisk(&script);
+        let table = disk.agrees(Scheme::Mbr);
         assert_eq!(table.notices, []);
         assert!(table.partitions.iter().any(|partition| partition.number >= 5));
         assert_eq!(table.partition(1).unwrap().flags, 0x80);
@@ -173,7 +200,7 @@ fn many_logical_partitions_made_by_parted_have_the_kernels_numbers() {
     // Links that were taken out of the middle of the chain.
     words.extend("rm 20 rm 7".split(' ').map(String::from));
     run("/usr/sbin/parted", &words);
-    let table = disk.agrees(Scheme::Mbr, 512);
+    let table = disk.agrees(Scheme::Mbr);
     assert_eq!((table.partitions.len(), table.partitions[47].number), (48, 52));
 }
 
@@ -189,27 +216,27 @@ fn a_gpt_made_by_sgdisk_is_what_sfdisk_and_partx_see() {
     run("/usr/sbin/sgdisk", &[&words.split(' ').collect::<Vec<_>>()[..], &[path]].concat());
     // A letter and a sign of two UTF-16 units.
     run("/usr/sbin/sgdisk", &["-c", "128:gr\u{F6}\u{DF}e \u{1F4BE}", "-A", "7:set:2", path]);
-    let table = disk.agrees(Scheme::Gpt, 512);
+    let table = disk.agrees(Scheme::Gpt);
     assert_eq!(table.notices, []);
     assert_eq!(table.partition(7).unwrap().flags, 4);
     assert_eq!(table.partition(128).unwrap().name, "gr\u{F6}\u{DF}e \u{1F4BE}");
 }
 
 #[test]
-fn a_gpt_for_sectors_of_4096_bytes_is_found_too() {
-    if !sit(&[]) {
+fn a_gpt_for_sectors_of_4096_bytes_is_found_and_of_two_tables_the_later_counts() {
+    if !sit(&["fdisk"]) {
         return;
     }
     let disk = Paper::new(64 * MIB);
-    let script = "label: gpt\nsize=8M, name=one\nsize=4M, name=two\n";
-    disk.sfdisk(&["--sector-size=4096"], script);
-    let table = disk.agrees(Scheme::Gpt, 4096);
-    assert_eq!(table.notices, []);
-    // The other size over it, and back: the later table counts.
-    disk.sfdisk(&["--wipe=never"], "label: gpt\nsize=3M, name=small\n");
-    disk.agrees(Scheme::Gpt, 512);
-    disk.sfdisk(&["--sector-size=4096", "--wipe=never"], script);
-    disk.agrees(Scheme::Gpt, 4096);
+    let large = |script: &str| {
+        let options = ["-b", "4096", "-w", "never", "-W", "never"];
+        disk.feed("/usr/sbin/fdisk", &options, script);
+        disk.agrees_on_4k();
+    };
+    large("g\nn\n1\n\n+8M\nn\n2\n\n+4M\nx\nn\n1\none\nr\nw\n");
+    disk.sfdisk("label: gpt\nsize=3M, name=small\n");
+    assert_eq!(disk.agrees(Scheme::Gpt).notices, []);
+    large("g\nn\n1\n\n+9M\nn\n2\n\n+5M\nw\n");
 }
 
 #[test]
@@ -221,7 +248,7 @@ fn a_gpt_with_more_entries_than_usual_is_read() {
     let path = text(&disk.path);
     run("/usr/sbin/sgdisk", &["-S", "1024", path]);
     run("/usr/sbin/sgdisk", &["-n", "1000:0:+1M", "-n", "3:0:+1M", path]);
-    let table = disk.agrees(Scheme::Gpt, 512);
+    let table = disk.agrees(Scheme::Gpt);
     assert_eq!(table.partitions[1].number, 1000);
 }
 
@@ -232,11 +259,11 @@ fn a_gpt_whose_primary_is_lost_is_read_from_its_backup_as_sfdisk_does() {
     }
     for (at, len) in [(512, 512), (600, 1), (1024, 16), (1024, 16384)] {
         let disk = Paper::new(64 * MIB);
-        disk.sfdisk(&[], "label: gpt\nsize=8M, name=one\nsize=4M, name=two\n");
+        disk.sfdisk("label: gpt\nsize=8M, name=one\nsize=4M, name=two\n");
         disk.file.write_all_at(&vec![0x5A; len], at).unwrap();
         let table = disk.scan().unwrap();
         assert!(matches!(table.notices[..], [Notice::BackupUsed { .. }]), "{table:?}");
-        assert_eq!(ours(&table), disk.by_sfdisk(&[]));
+        assert_eq!(ours(&table), disk.by_sfdisk());
         assert_eq!(table.partitions.len(), 2);
     }
 }

@@ -169,6 +169,9 @@ pub enum NoticeKind {
     /// A throwaway layer goes through the page cache although the other images do not.
     #[error("its file system has no direct I/O (O_DIRECT): the overlay is cached")]
     OverlayCached,
+    /// A throwaway layer lies in a file system that is memory.
+    #[error("it is memory: what is written to the overlay takes memory until it is closed")]
+    OverlayInMemory,
     /// There were too many images beside it to look for children in all.
     #[error("only the first {looked_at} images beside it were searched for children of it")]
     ChildrenUnknown {

@@ -24,6 +24,9 @@ use super::open::{self, CacheMode, OpenImage, OpenOptions};
 /// Nobody but us needs to open what has no name.
 const PRIVATE: u32 = 0o600;
 
+/// What file systems in memory call themselves (statfs(2)): tmpfs and ramfs.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58F6];
+
 /// What the overlay calls its parent. Nobody ever follows it.
 const PARENT_NAME: &str = "base";
 
@@ -126,10 +129,16 @@ fn open_layer(
     notices: &mut Vec<Notice>,
 ) -> Result<OpenedLayer, Cause> {
     let content = open::content_of(&file, Format::Vhd)?;
+    let place = file.place.path.clone();
+    let mut note = |kind| notices.push(Notice { path: place.clone(), kind });
+    // Where it cannot be told, nothing is told.
+    let kind = rustix::fs::fstatfs(&file).map_or(0, |stat| stat.f_type as u64);
+    if IN_MEMORY.contains(&kind) {
+        note(NoticeKind::OverlayInMemory);
+    }
     let mut cache = cache;
     if cache == CacheMode::None && file.make_direct().is_err() {
-        let path = file.place.path.clone();
-        notices.push(Notice { path, kind: NoticeKind::OverlayCached });
+        note(NoticeKind::OverlayCached);
         cache = CacheMode::Writeback;
     }
     OpenImage { file, content }.into_layer(cache).map_err(|error| error.cause)

@@ -155,7 +155,7 @@ impl Header {
 }
 
 /// A name of UTF-16 units up to the first zero, safe to print.
-fn name(bytes: &[u8]) -> String {
+pub(super) fn name(bytes: &[u8]) -> String {
     let units = bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit));
     let units = units.take_while(|unit| *unit != 0);
     let chars = char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER));

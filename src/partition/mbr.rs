@@ -201,7 +201,7 @@ impl Chain {
             }
         }
         if let Some(link) = entries.into_iter().find(|entry| entry.is_extended()) {
-            // Links count from the extended partition's start, logical partitions from their record.
+            // Links count from the container's start, logical partitions from their record.
             let next = Run { start: container.start + link.start, count: link.count };
             self.link = Some((container, next));
         }

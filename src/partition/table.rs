@@ -95,8 +95,8 @@ impl Table {
     /// The partition of that number.
     ///
     /// # Errors
-    /// [`PartitionError::Unknown`] with the numbers that there are; [`PartitionError::Extended`] for
-    /// a container.
+    /// [`PartitionError::Unknown`] with the numbers that there are, and for a container
+    /// [`PartitionError::Extended`].
     pub fn partition(&self, number: u32) -> Result<&Partition, PartitionError> {
         if let Some(found) = self.partitions.iter().find(|found| found.number == number) {
             return Ok(found);

@@ -165,6 +165,29 @@ fn logical_partitions_count_from_five_and_links_from_the_container() {
 }
 
 #[test]
+fn garbage_in_the_last_slots_of_a_record_is_no_partition() {
+    let mut disk = extended();
+    let record = &mut disk[100 * 512..];
+    entry(record, 0, (0, 0x83, 1, 49));
+    // Beyond its container, though on the disk; then one that makes sense.
+    entry(record, 2, (0, 0x83, 790, 50));
+    entry(record, 3, (0, 0x83, 60, 10));
+    let table = scan(&disk).unwrap();
+    assert_eq!(numbers(&table), [(1, 1, 99), (5, 101, 49), (6, 160, 10)]);
+}
+
+#[test]
+fn a_logical_partition_that_is_left_out_keeps_its_number() {
+    let mut disk = extended();
+    entry(&mut disk[100 * 512..], 0, (0, 0x83, 1, 5000));
+    entry(&mut disk[100 * 512..], 1, (0, 0x05, 200, 100));
+    entry(&mut disk[300 * 512..], 0, (0, 0x83, 1, 9));
+    let table = scan(&disk).unwrap();
+    assert_eq!(numbers(&table), [(1, 1, 99), (6, 301, 9)]);
+    assert_eq!(table.notices, [Notice::Outside { number: 5 }]);
+}
+
+#[test]
 fn a_chain_that_is_a_circle_ends() {
     let mut disk = extended();
     entry(&mut disk[100 * 512..], 0, (0, 0x83, 1, 49));
@@ -230,6 +253,19 @@ fn a_gpt_is_read_with_both_sizes_of_sectors() {
         let error = table.partition(3).unwrap_err().to_string();
         assert_eq!(error, "there is no partition 3: the disk's GPT has 1, 2");
     }
+}
+
+#[test]
+fn a_name_neither_ends_the_line_nor_turns_it() {
+    let told = |name: &str| {
+        let units = name.encode_utf16().chain([0xD800, 0]).flat_map(u16::to_le_bytes);
+        super::gpt::name(&units.collect::<Vec<_>>())
+    };
+    assert_eq!(told("boot \u{E9}"), "boot \u{E9}\u{FFFD}");
+    for bad in ['\n', '\u{1B}', '\u{9B}', '\u{202E}', '\u{2066}', '\u{2028}', '\u{FEFF}'] {
+        assert_eq!(told(&format!("a{bad}b")), "a\u{FFFD}b\u{FFFD}");
+    }
+    assert_eq!(super::gpt::name(&[b'x', 0, 0, 0, b'y', 0]), "x");
 }
 
 #[test]
@@ -355,7 +391,9 @@ proptest! {
 
     #[test]
     fn any_records_are_a_chain_or_none(
-        records in prop::collection::vec((0_u8..24, 0_usize..4, 0_u8..4, 0_u32..40, 0_u32..40), 1..40)
+        records in prop::collection::vec(
+            (0_u8..24, 0_usize..4, 0_u8..4, 0_u32..40, 0_u32..40), 1..40
+        )
     ) {
         let mut disk = vec![0; 24 * 512];
         entry(&mut disk, 1, (0, 0x0F, 1, 23));
