@@ -2,8 +2,8 @@
 //!
 //! It refuses to guess: an option is answered only when all of its data is there, whatever pieces
 //! the bytes came in, so every split of the input gives the same output. It holds no clock, so the
-//! deadline for the whole handshake is the caller's, and it speaks no TLS: it only says when TLS must
-//! begin and forgets what was before. All growth is bounded by [`HandshakeLimits`].
+//! deadline for the whole handshake is the caller's, and it speaks no TLS: it only says when TLS
+//! must begin and forgets what was before. All growth is bounded by [`HandshakeLimits`].
 
 mod contexts;
 mod limits;

@@ -1,9 +1,10 @@
 //! The server side of the NBD protocol as a sans-IO state machine: bytes in, decisions out.
 //!
 //! A connection starts as a [`Handshake`]: the caller feeds it what the socket gave and sends what
-//! [`Handshake::take_output`] returns, until a [`Session`] comes back. From then on
-//! [`Transmission::parse`] turns request headers into validated [`Request`]s, and [`reply`] writes
-//! the frames that answer them. [`wire`] holds the layouts, for clients too.
+//! [`Handshake::take_output`] returns, until a [`Session`] comes back; in between it may be asked
+//! to start TLS and say so with [`Handshake::secured`]. From then on [`Transmission::parse`] turns
+//! request headers into validated [`Request`]s, and [`reply`] writes the frames that answer them.
+//! [`wire`] holds the layouts, for clients too.
 //!
 //! This crate opens nothing, waits for nothing and asks no clock: sockets, deadlines, TLS and disks
 //! belong to the caller. It trusts no length, count or string that came from a peer.

@@ -31,6 +31,11 @@ struct Server {
 
 impl Server {
     fn start(name: &str) -> Server {
+        Server::offering(name, TlsOffer::None, false)
+    }
+
+    /// A server that offers TLS, which it does not speak, and to be resized, which it refuses.
+    fn offering(name: &str, tls: TlsOffer, resize: bool) -> Server {
         let path = std::env::temp_dir().join(format!("orlop-nbd-{name}-{}.sock", id()));
         let _absent_is_fine = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).expect("the temporary folder takes sockets");
@@ -40,7 +45,7 @@ impl Server {
             for stream in listener.incoming().flatten() {
                 let disk = Arc::clone(&shared);
                 // A client that goes away mid-sentence is none of this test's business.
-                thread::spawn(move || serve(stream, &disk).ok());
+                thread::spawn(move || serve(stream, &disk, tls, resize).ok());
             }
         });
         Server { path, disk }
@@ -83,11 +88,11 @@ impl Drop for Server {
     }
 }
 
-fn serve(mut stream: UnixStream, disk: &Disk) -> Result<()> {
+fn serve(mut stream: UnixStream, disk: &Disk, tls: TlsOffer, resize: bool) -> Result<()> {
     let mut exports = OneDisk::new();
     exports.0.size = Bytes(DISK_LEN as u64);
-    exports.0.capabilities.resize = false;
-    let mut handshake = Handshake::new(HandshakeLimits::default(), TlsOffer::None);
+    exports.0.capabilities.resize = resize;
+    let mut handshake = Handshake::new(HandshakeLimits::default(), tls);
     stream.write_all(&handshake.take_output())?;
     let mut buffer = vec![0; 4096];
     let session = loop {
@@ -188,7 +193,7 @@ fn carry_out(
         }
         Command::Resize { .. } => {
             let text = "this disk keeps its size";
-            style.error(out, request.echo(), Errno::ENOTSUP, None, text);
+            style.error(out, request.echo(), Errno::ENOSPC, None, text);
         }
         Command::WriteZeroes { fast: true, .. } => {
             let text = "zeroing is not fast here";
@@ -383,3 +388,59 @@ assert h.pread(500, 4000) == b"orlop" * 100
 assert h.pread(1 << 20, 1 << 20) == bytes(1 << 20)
 print("polite")
 "#;
+
+#[test]
+fn qemu_reads_bit_nine_as_resize() {
+    for resize in [false, true] {
+        let server = Server::offering(&format!("bits-{resize}"), TlsOffer::None, resize);
+        let path = server.path.display().to_string();
+        let Some(text) = server.run("qemu-nbd", &["--list", "--socket", &path]) else { return };
+        let flags = text.lines().find(|line| line.contains("flags:"));
+        assert_eq!(flags.map(|line| line.contains(" resize ")), Some(resize), "{text}");
+    }
+}
+
+#[test]
+fn libnbd_goes_on_without_tls_when_it_is_refused() {
+    let server = Server::start("no-tls");
+    let connect = format!("h.connect_uri('{}')", server.uri());
+    let check = "assert not h.get_tls_negotiated() and h.pread(512, 0) == bytes(512)";
+    let script = ["-c", "h.set_tls(nbd.TLS_ALLOW)", "-c", &connect, "-c", check];
+    let _skipped_aloud = server.run("nbdsh", &script);
+}
+
+/// Connects in the clear; this libnbd has one error for what it cannot do without TLS.
+const IN_THE_CLEAR: &str = r#"
+import errno
+h.set_opt_mode(True)
+h.connect_unix(PATH)
+h.set_export_name("disk")
+for ask in [h.opt_info, h.opt_go, lambda: h.opt_list(lambda *entry: 0)]:
+    try:
+        ask()
+        raise AssertionError("answered")
+    except nbd.Error as error:
+        assert error.errnum == errno.ENOTSUP, error
+h.opt_abort()
+print("polite")
+"#;
+
+#[test]
+fn libnbd_is_told_that_tls_is_required_and_may_leave_politely() {
+    let server = Server::offering("forced", TlsOffer::Required, false);
+    let path = format!("PATH = '{}'", server.path.display());
+    if let Some(text) = server.run("nbdsh", &["-c", &path, "-c", IN_THE_CLEAR]) {
+        assert_eq!(text.trim(), "polite");
+    }
+}
+
+#[test]
+fn qemu_understands_that_tls_is_required() {
+    let server = Server::offering("forced-qemu", TlsOffer::Required, false);
+    let Ok(output) = Process::new("qemu-img").args(["info", &server.uri()]).output() else {
+        eprintln!("SKIPPED: qemu-img is not installed");
+        return;
+    };
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && complaint.contains("requires TLS"), "{complaint}");
+}

@@ -12,8 +12,8 @@ use thiserror::Error;
 /// was spent before TLS stays spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandshakeLimits {
-    /// Options per handshake, in [`HandshakeLimits::OPTIONS`]. Clients that list a server ask two
-    /// questions about each export.
+    /// Options per handshake, in [`HandshakeLimits::OPTIONS`]. See
+    /// [`HandshakeLimits::with_room_for`] for servers of many exports.
     pub options_max: u32,
     /// Longest data of one option we know, in bytes, in [`HandshakeLimits::OPTION_BYTES`]; more is
     /// skipped and answered TOO_BIG. One handshake holds this much memory.
@@ -65,6 +65,30 @@ impl HandshakeLimits {
     pub const SKIPPED_BYTES: RangeInclusive<u32> = 4 << 10..=64 << 20;
     /// Bytes of our answers: the information about one export must fit several times.
     pub const OUTPUT_BYTES: RangeInclusive<usize> = 64 << 10..=64 << 20;
+
+    /// The same limits, raised so that a client may ask about every one of `exports` exports: some
+    /// list a server and then ask two questions about each, all in one handshake (`qemu-nbd --list`
+    /// does). No limit leaves its range for that, so there are servers too large to be listed.
+    #[must_use]
+    pub fn with_room_for(self, exports: usize) -> HandshakeLimits {
+        const QUESTIONS: u32 = 2;
+        // Names are short as a rule; who gives all their exports long ones sets limits by hand.
+        const ASKED_BYTES: u32 = QUESTIONS * 300;
+        const TOLD_BYTES: usize = 2048;
+        let count = u32::try_from(exports).unwrap_or(u32::MAX);
+        let more = |limit: u32, each: u32, range: RangeInclusive<u32>| {
+            let raised = limit.saturating_add(count.saturating_mul(each));
+            raised.min(*range.end()).max(limit)
+        };
+        let told_bytes = self.output_bytes_max.saturating_add(exports.saturating_mul(TOLD_BYTES));
+        let most_bytes = *HandshakeLimits::OUTPUT_BYTES.end();
+        HandshakeLimits {
+            options_max: more(self.options_max, QUESTIONS, HandshakeLimits::OPTIONS),
+            kept_bytes_max: more(self.kept_bytes_max, ASKED_BYTES, HandshakeLimits::KEPT_BYTES),
+            output_bytes_max: told_bytes.min(most_bytes).max(self.output_bytes_max),
+            ..self
+        }
+    }
 
     /// The same limits, if each is in its range.
     ///

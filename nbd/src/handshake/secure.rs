@@ -48,7 +48,7 @@ impl Handshake {
 
     /// Whether a client may be told that TLS is required: only where that is of use to it.
     pub(super) fn can_start_tls(&self) -> bool {
-        self.tls != TlsOffer::None && !self.secure && self.fixed_newstyle
+        self.tls != TlsOffer::None && !self.secure
     }
 
     /// What becomes of STARTTLS, by its header alone. Its data is never looked at.

@@ -155,3 +155,39 @@ fn what_is_said_is_measured() {
     let limit = greeting + acknowledgement;
     assert_eq!(past.end, Err(Violation::TooManyAnswers { limit }));
 }
+
+/// What QEMU asks a server it lists: about every export, in one handshake.
+fn listing(exports: usize) -> Client {
+    let name = "n".repeat(250);
+    let client = Client::new(FIXED)
+        .option(option::STARTTLS, b"")
+        .option(option::EXTENDED_HEADERS, b"")
+        .option(option::LIST, b"");
+    let all = (0..exports).fold(client, |client, _| {
+        let asked = client.option(option::INFO, &wire::info_request(&name, &[1, 2, 3]));
+        asked.contexts(option::LIST_META_CONTEXT, &name, &[])
+    });
+    all.option(option::ABORT, b"")
+}
+
+#[test]
+fn a_server_of_many_exports_makes_room_to_be_listed() {
+    let mut disk = OneDisk::new();
+    disk.0.name = "n".repeat(250);
+    let usual = HandshakeLimits::default();
+    assert_eq!(usual.with_room_for(0), usual);
+    for exports in [30, 40, 1000, 10_000] {
+        let limits = usual.with_room_for(exports);
+        assert_eq!(limits.checked(), Ok(limits));
+        let talk = talk_to(&disk, limits, &listing(exports));
+        assert_eq!(talk.end, Ok(Progress::Closed), "{exports}");
+    }
+    // However many there are, every limit stays in its range, and none falls.
+    for exports in [100_000, u32::MAX as usize, usize::MAX] {
+        let limits = usual.with_room_for(exports);
+        assert_eq!(limits.checked(), Ok(limits));
+        assert_eq!(limits.options_max, *HandshakeLimits::OPTIONS.end());
+    }
+    let refused = talk_to(&disk, usual, &listing(40)).end;
+    assert_eq!(refused, Err(Violation::TooManyOptions { limit: 64 }));
+}

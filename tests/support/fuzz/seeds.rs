@@ -98,9 +98,46 @@ fn conversations() -> Vec<(&'static str, Vec<u8>)> {
         ("modern", modern.concat()),
         ("old", old.concat()),
         ("curious", curious.concat()),
+        ("secure", secure()),
+        ("resized", resized()),
         ("extended", wider.concat()),
         ("extended_stream", [vec![0], wide].concat()),
     ]
+}
+
+/// A talk that starts TLS in its middle, asks for it again, and for exports it does not get.
+fn secure() -> Vec<u8> {
+    let talk = [
+        vec![1],
+        3_u32.to_be_bytes().to_vec(),
+        option_bytes(option::STRUCTURED_REPLY, b""),
+        option_bytes(option::SET_META_CONTEXT, &every_context()),
+        option_bytes(option::INFO, &wire::info_request("secret", &[])),
+        option_bytes(option::STARTTLS, b""),
+        option_bytes(option::STARTTLS, b""),
+        option_bytes(option::INFO, &wire::info_request("private", &[])),
+        option_bytes(option::EXTENDED_HEADERS, b""),
+        option_bytes(option::GO, &wire::info_request("disk", &[])),
+    ];
+    talk.concat()
+}
+
+/// A disk that grows, is used where it grew, and shrinks.
+fn resized() -> Vec<u8> {
+    let header = |command: u16, flags: u16, offset: u64, length: u32| {
+        let (cookie, offset) = (Cookie(9), Offset(offset));
+        RequestHeader { flags, command, cookie, offset, length }.encode().to_vec()
+    };
+    let stream = [
+        vec![0],
+        header(8, 0, 2 << 20, 0),
+        header(6, 0, 1 << 20, 1 << 20),
+        header(8, 1, 512, 0),
+        header(0, 0, 512, 512),
+        header(8, 0, 0, 1),
+        header(2, 0, 0, 0),
+    ];
+    stream.concat()
 }
 
 fn every_context() -> Vec<u8> {
