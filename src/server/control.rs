@@ -186,7 +186,9 @@ impl Control {
     pub async fn remove(&self, name: &str) -> Result<(), ControlError> {
         let _alone = self.changing.lock().await;
         let seat = self.registry.remove(name)?;
-        seat.disk.mailbox.drain(seat.key).await;
+        if let Err(refused) = seat.disk.mailbox.drain(seat.key).await {
+            tracing::warn!(export = name, %refused, "its clients could not be told");
+        }
         let disk = Arc::clone(&seat.disk);
         drop(seat);
         self.estate.release(disk).await.map_err(ControlError::NotDurable)

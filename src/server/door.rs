@@ -158,7 +158,9 @@ impl Door {
         stream: Stream,
         sight: &mut Sight<'_>,
     ) -> io::Result<Option<(Session, Wire)>> {
-        let mut handshake = Handshake::new(self.limits.handshake, self.offer());
+        // A client that lists asks twice of each export.
+        let limits = self.limits.handshake.with_room_for(self.registry.seats().len());
+        let mut handshake = Handshake::new(limits, self.offer());
         let mut stream = stream;
         match talk(&mut stream, &mut handshake, sight).await? {
             Turn::Over(None) => return Ok(None),
@@ -190,7 +192,7 @@ impl Door {
         let meter = Arc::new(Meter::new());
         let settings = ClientSettings {
             window: seat.extent(),
-            limits: self.limits.client.clone(),
+            limits: self.limits.client,
             export_meter: Arc::clone(&seat.meter),
             meter: Arc::clone(&meter),
             throttle: Arc::clone(&seat.throttle),

@@ -75,8 +75,8 @@ impl Seat {
     #[must_use]
     pub fn export(&self) -> Export {
         export_of(ExportShape {
-            name: &self.name,
-            description: &self.description,
+            name: self.name.clone(),
+            description: self.description.clone(),
             size: self.extent().len,
             read_only: self.read_only,
             resize: self.resize,
