@@ -9,7 +9,6 @@ pub mod engine;
 pub mod format;
 pub mod host;
 pub mod image;
-pub mod meter;
 pub mod partition;
 pub mod sandbox;
 pub mod server;
