@@ -8,6 +8,7 @@ pub mod engine;
 pub mod format;
 pub mod host;
 pub mod image;
+pub mod meter;
 pub mod server;
 pub mod shard;
 pub mod transport;

@@ -17,8 +17,10 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::shard::{DiskTag, Mailbox, NewClient};
-use crate::transport::nbd::NbdClient;
+use crate::engine::units::{ByteLen, DiskOffset, Extent};
+use crate::meter::{Meter, Rates, Throttle};
+use crate::shard::{DiskTag, ExportKey, Mailbox, NewClient};
+use crate::transport::nbd::{ClientLimits, ClientSettings, NbdClient};
 
 /// How long a client may take to negotiate.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -170,6 +172,8 @@ struct Offer {
     disk: DiskTag,
     mailbox: Mailbox,
     connections: Arc<Semaphore>,
+    meter: Arc<Meter>,
+    throttle: Arc<Throttle>,
 }
 
 /// Serves an export on the bound listeners until the returned future is dropped.
@@ -179,6 +183,8 @@ pub async fn serve(bound: Bound, export: Export, disk: DiskTag, mailbox: Mailbox
         disk,
         mailbox,
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        meter: Arc::default(),
+        throttle: Arc::new(Throttle::new(Rates::default())),
     };
     let mut listening = JoinSet::new();
     for (listener, _) in bound.listeners {
@@ -293,8 +299,17 @@ fn hand_over(
     slot: OwnedSemaphorePermit,
 ) {
     let moved = socket.map_err(|error| error.to_string()).and_then(|socket| {
-        let client = Box::new(NbdClient::new(session));
-        let new = NewClient { disk: offer.disk, socket, client, guard: Box::new(slot) };
+        let size = ByteLen::new(session.export.size.0);
+        let settings = ClientSettings {
+            window: Extent::new(DiskOffset::new(0), size),
+            limits: ClientLimits::default(),
+            export_meter: Arc::clone(&offer.meter),
+            meter: Arc::default(),
+            throttle: Arc::clone(&offer.throttle),
+        };
+        let client = Box::new(NbdClient::new(session, settings));
+        let (disk, export, guard) = (offer.disk, ExportKey(0), Box::new(slot));
+        let new = NewClient { disk, export, socket, client, guard };
         offer.mailbox.connect(new).map_err(|refused| refused.to_string())
     });
     if let Err(error) = moved {

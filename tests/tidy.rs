@@ -41,8 +41,9 @@ struct Room {
 }
 
 /// From the ground up: a room may only name rooms further up in this list.
-const ROOMS: [Room; 10] = [
+const ROOMS: [Room; 11] = [
     Room { name: "engine", rooms: &[], crates: &[], acts: false },
+    Room { name: "meter", rooms: &[], crates: &[], acts: true },
     Room { name: "format", rooms: &["engine"], crates: &["vhd"], acts: false },
     Room {
         name: "host",
@@ -58,13 +59,13 @@ const ROOMS: [Room; 10] = [
     },
     Room {
         name: "shard",
-        rooms: &["engine", "format", "host"],
+        rooms: &["engine", "format", "host", "meter"],
         crates: &["tokio", "tracing"],
         acts: true,
     },
     Room {
         name: "transport",
-        rooms: &["engine", "host", "shard"],
+        rooms: &["engine", "host", "meter", "shard"],
         crates: &["nbd", "tracing"],
         acts: true,
     },
@@ -76,13 +77,23 @@ const ROOMS: [Room; 10] = [
     },
     Room {
         name: "server",
-        rooms: &["engine", "host", "image", "shard", "transport"],
+        rooms: &["engine", "host", "image", "meter", "shard", "transport"],
         crates: &["nbd", "tokio", "tracing"],
         acts: true,
     },
     Room {
         name: "cli",
-        rooms: &["engine", "format", "host", "image", "shard", "transport", "bench", "server"],
+        rooms: &[
+            "engine",
+            "format",
+            "host",
+            "image",
+            "meter",
+            "shard",
+            "transport",
+            "bench",
+            "server",
+        ],
         crates: &[
             "anyhow",
             "clap",

@@ -21,7 +21,7 @@ use crate::image::{
 };
 use crate::server::{self, Listen};
 use crate::shard;
-use crate::transport::nbd::export_of;
+use crate::transport::nbd::{ExportShape, export_of};
 
 /// The port NBD is known under.
 const NBD_PORT: u16 = 10809;
@@ -198,12 +198,13 @@ async fn serve(
         shard::spawn(aio, arena).context("no I/O host; try --aio threads")?;
     tracing::info!("I/O by {choice}");
     let description = options.image.file_name().map(|name| name.to_string_lossy().into_owned());
-    let export = export_of(
-        &options.export,
-        description.as_deref().unwrap_or_default(),
-        chain.size.get(),
-        chain.read_only,
-    );
+    let export = export_of(ExportShape {
+        name: options.export.clone(),
+        description: description.unwrap_or_default(),
+        size: chain.size,
+        read_only: chain.read_only,
+        resize: false,
+    });
     // Bound before the disk moves: a port in use must not cost a commit.
     let bound = server::bind(addresses)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
