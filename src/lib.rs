@@ -9,6 +9,7 @@ pub mod engine;
 pub mod format;
 pub mod host;
 pub mod image;
+pub mod meter;
 pub mod partition;
 pub mod sandbox;
 pub mod server;

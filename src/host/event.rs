@@ -14,6 +14,18 @@ use crate::engine::units::{ByteLen, Span};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId(pub u32);
 
+/// Whether the peer of a socket has hung up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HangUp {
+    /// It has not, as far as the system knows.
+    No,
+    /// Nothing more will come from it. It may still listen, or be gone: TCP cannot tell before
+    /// something is sent.
+    Half,
+    /// The connection is over in both directions.
+    Whole,
+}
+
 /// Where received bytes go.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReceiveInto {

@@ -35,7 +35,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-pub use event::{Event, ReceiveInto, SendList, SendPiece, SocketId};
+pub use event::{Event, HangUp, ReceiveInto, SendList, SendPiece, SocketId};
 pub use files::{MAX_FILES, OpenMode};
 pub use wake::Waker;
 
@@ -109,6 +109,24 @@ fn prepare(socket: &OwnedFd) {
     // unix socket, whose peer cannot go unnoticed.
     if let Err(error) = sockopt::set_socket_keepalive(socket, true) {
         tracing::debug!(%error, "a socket is not kept alive");
+    }
+}
+
+/// Asks the system whether the peer of a socket has hung up; nothing is received.
+fn hang_up_of(fd: &OwnedFd) -> HangUp {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut asked = [PollFd::new(fd, PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut asked, Some(&at_once)).is_err() {
+        return HangUp::No;
+    }
+    let told = asked[0].revents();
+    if told.intersects(PollFlags::HUP | PollFlags::ERR) {
+        HangUp::Whole
+    } else if told.contains(PollFlags::RDHUP) {
+        HangUp::Half
+    } else {
+        HangUp::No
     }
 }
 
@@ -196,6 +214,11 @@ impl Host {
     /// Starts a send of all pieces of a list. One at a time per socket.
     pub fn send(&mut self, socket: SocketId, list: SendList) {
         forward!(self, host => host.send(socket, list));
+    }
+
+    /// Whether the peer of a socket has hung up. For those who do not receive at present.
+    pub fn hang_up(&self, socket: SocketId) -> HangUp {
+        forward!(self, host => host.hang_up(socket))
     }
 
     /// A handle for other threads to wake this host.

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::blocking::{self, SLICES_MAX};
-use super::event::{Event, ReceiveInto, SendList, SocketId};
+use super::event::{Event, HangUp, ReceiveInto, SendList, SocketId};
 use super::files::{FileTable, OpenMode};
 use super::memory::Memory;
 use super::slab::Slab;
@@ -161,6 +161,10 @@ impl Threads {
             state.sent = ByteLen::ZERO;
         }
         self.go_on_sending(socket);
+    }
+
+    pub(super) fn hang_up(&self, socket: SocketId) -> HangUp {
+        self.sockets.of(socket.0).map_or(HangUp::Whole, |state| super::hang_up_of(&state.fd))
     }
 
     pub(super) fn wake_handle(&self) -> Waker {

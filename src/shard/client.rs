@@ -6,7 +6,7 @@ use crate::engine::Disk;
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, Request, RequestId};
 use crate::host::memory::{Arena, Lease};
-use crate::host::{Host, ReceiveInto, SendList, SocketId};
+use crate::host::{HangUp, Host, ReceiveInto, SendList, SocketId};
 
 /// Whether a client goes on after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,15 @@ pub trait Client: Send {
     /// Memory came free after `cx.take` had refused.
     fn unstall(&mut self, cx: &mut Context<'_>) -> Fate;
 
-    /// The server is going away: finish what is in flight, then leave.
+    /// When [`Self::tick`] is to be called, if nothing else happens before. Asked after every batch
+    /// of events in which the client was called.
+    fn due(&self) -> Option<Instant>;
+
+    /// The time it was due has come, or a little more.
+    fn tick(&mut self, cx: &mut Context<'_>) -> Fate;
+
+    /// Its export or the server is going away: finish what is in flight, then leave. May come more
+    /// than once, and instead of `start`.
     fn drain(&mut self, cx: &mut Context<'_>) -> Fate;
 
     /// Since when the peer has owed bytes, or the reading of bytes, that lent memory waits for.
@@ -62,12 +70,25 @@ pub struct Context<'a> {
     pub(super) disk: &'a mut Disk,
     pub(super) socket: SocketId,
     pub(super) key: u32,
+    pub(super) now: Instant,
     pub(super) stalled: &'a mut std::collections::VecDeque<u32>,
     pub(super) freed: &'a mut bool,
     pub(super) refused: &'a mut bool,
 }
 
 impl Context<'_> {
+    /// The time, as of this batch of events: costs no clock.
+    #[must_use]
+    pub const fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Whether the peer has hung up, although what it sent may not have been received yet.
+    #[must_use]
+    pub fn hang_up(&self) -> HangUp {
+        self.host.hang_up(self.socket)
+    }
+
     /// Submits a request; the answer comes as `replied` with the same slot.
     pub fn submit(&mut self, slot: u32, request: Request) {
         let id = RequestId(u64::from(self.key) << 32 | u64::from(slot));

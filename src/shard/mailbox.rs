@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -11,15 +12,25 @@ use super::client::Client;
 use super::run::Shard;
 use crate::engine::Disk;
 use crate::engine::effect::FileId;
+use crate::engine::units::Extent;
 use crate::host::memory::ArenaSize;
 use crate::host::{Aio, Choice, Host, OpenMode, Waker};
 
 /// Messages that may wait in the mailbox.
 const MAILBOX_DEPTH: usize = 256;
+/// How often a message of control is offered to a full mailbox before the shard counts as stuck.
+/// It empties all of it at once, so once is mostly enough.
+const MAX_OFFERS: usize = 100_000;
+/// How long clients may take to finish when their export or the server goes away.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Names a disk of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Names a disk of a shard. Never used again, so it cannot come to mean another disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskTag(pub u32);
+
+/// Names an export: those of its clients that are to go when it goes. The shard only compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExportKey(pub u64);
 
 /// The host of a shard as an attachment sees it: it takes files over and names them.
 pub(crate) type AddFile<'a> = &'a mut dyn FnMut(OwnedFd, OpenMode) -> io::Result<FileId>;
@@ -31,6 +42,8 @@ pub type Attachment = Box<dyn FnOnce(AddFile<'_>) -> io::Result<Disk> + Send>;
 pub struct NewClient {
     /// The disk it uses.
     pub disk: DiskTag,
+    /// The export it came for.
+    pub export: ExportKey,
     /// Its connected socket.
     pub socket: OwnedFd,
     /// Who speaks on it.
@@ -42,6 +55,12 @@ pub struct NewClient {
 pub(super) enum Message {
     Attach(Attachment, oneshot::Sender<io::Result<DiskTag>>),
     Connect(NewClient),
+    /// Let every client of an export finish.
+    Drain(ExportKey, oneshot::Sender<()>),
+    /// Let every client of a disk finish, make it durable, close its files.
+    Detach(DiskTag, oneshot::Sender<Result<(), String>>),
+    Read(DiskTag, Extent, oneshot::Sender<io::Result<Vec<u8>>>),
+    Flush(DiskTag, oneshot::Sender<io::Result<()>>),
     /// Let every client finish, make everything durable, end the thread.
     Shutdown(oneshot::Sender<Result<(), String>>),
 }
@@ -65,31 +84,88 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    fn post(&self, message: Message) -> Result<(), Refused> {
+    fn post(&self, message: Message) -> Result<(), (Refused, Message)> {
         self.sender.try_send(message).map_err(|error| match error {
-            TrySendError::Full(_) => Refused::Full,
-            TrySendError::Disconnected(_) => Refused::Gone,
+            TrySendError::Full(message) => (Refused::Full, message),
+            TrySendError::Disconnected(message) => (Refused::Gone, message),
         })?;
         self.waker.wake();
         Ok(())
     }
 
+    /// Posts a message of control, and waits for the answer.
+    async fn ask<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Result<T, Refused> {
+        let (sender, answer) = oneshot::channel();
+        let mut message = message(sender);
+        for _ in 0..MAX_OFFERS {
+            match self.post(message) {
+                Ok(()) => return answer.await.map_err(|_| Refused::Gone),
+                Err((Refused::Gone, _)) => return Err(Refused::Gone),
+                // Connections fill it, and the shard is about to read them all.
+                Err((Refused::Full, back)) => message = back,
+            }
+            tokio::task::yield_now().await;
+        }
+        Err(Refused::Full)
+    }
+
     /// Gives the shard a disk to own.
     ///
     /// # Errors
-    /// What the attachment said, or that the shard does not answer.
+    /// What the attachment said, or that the shard does not answer or is ending.
     pub async fn attach(&self, attachment: Attachment) -> io::Result<DiskTag> {
-        let (sender, answer) = oneshot::channel();
-        self.post(Message::Attach(attachment, sender)).map_err(io::Error::other)?;
-        answer.await.map_err(|_| io::Error::other(Refused::Gone))?
+        self.ask(|answer| Message::Attach(attachment, answer)).await.map_err(io::Error::other)?
     }
 
-    /// Moves a connection into the shard.
+    /// Moves a connection into the shard. One for a disk that is gone or going is closed.
     ///
     /// # Errors
     /// When the shard does not take it; the connection is closed then.
     pub fn connect(&self, client: NewClient) -> Result<(), Refused> {
-        self.post(Message::Connect(client))
+        self.post(Message::Connect(client)).map_err(|(refused, _)| refused)
+    }
+
+    /// Lets the clients of an export go: their new requests are refused as on a shutdown, those in
+    /// flight finish, then the connections close; those that take longer than ten seconds are cut.
+    /// Returns when none is left. Connections that come for the export meanwhile go as well; later
+    /// ones do not, so the caller forgets the export first.
+    ///
+    /// # Errors
+    /// When the shard has ended, or is stuck.
+    pub async fn drain(&self, export: ExportKey) -> Result<(), Refused> {
+        self.ask(|answer| Message::Drain(export, answer)).await
+    }
+
+    /// Takes a disk from the shard: lets its clients go as [`Self::drain`] does, makes everything
+    /// durable, and closes its files. Nothing of it is in flight when this returns, and it is gone
+    /// whether or not the result is an error.
+    ///
+    /// # Errors
+    /// What kept it from becoming durable, or that there is no such disk.
+    pub async fn detach(&self, disk: DiskTag) -> Result<(), String> {
+        let answer = self.ask(|answer| Message::Detach(disk, answer)).await;
+        answer.unwrap_or_else(|refused| Err(refused.to_string()))
+    }
+
+    /// Reads bytes of a disk, at most [`READ_MAX`], as a client would.
+    ///
+    /// # Errors
+    /// A range outside the disk or too long, what the disk says, or that there is no such disk.
+    pub async fn read(&self, disk: DiskTag, extent: Extent) -> io::Result<Vec<u8>> {
+        let asked = self.ask(|answer| Message::Read(disk, extent, answer)).await;
+        asked.map_err(io::Error::other)?
+    }
+
+    /// Makes everything that was written to a disk durable.
+    ///
+    /// # Errors
+    /// What the disk says, or that there is no such disk.
+    pub async fn flush(&self, disk: DiskTag) -> io::Result<()> {
+        let asked = self.ask(|answer| Message::Flush(disk, answer)).await;
+        asked.map_err(io::Error::other)?
     }
 
     /// Ends the shard: clients finish what is in flight, every disk is committed.
@@ -97,9 +173,8 @@ impl Mailbox {
     /// # Errors
     /// What kept a disk from becoming durable.
     pub async fn shut_down(&self) -> Result<(), String> {
-        let (sender, answer) = oneshot::channel();
-        self.post(Message::Shutdown(sender)).map_err(|refused| refused.to_string())?;
-        answer.await.unwrap_or_else(|_| Err(Refused::Gone.to_string()))
+        let answer = self.ask(Message::Shutdown).await;
+        answer.unwrap_or_else(|refused| Err(refused.to_string()))
     }
 }
 
@@ -108,6 +183,15 @@ impl Mailbox {
 /// # Errors
 /// When no host or memory is to be had.
 pub fn spawn(aio: Aio, size: ArenaSize) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
+    spawn_within(aio, size, DRAIN_LIMIT)
+}
+
+/// Starts a shard's thread whose clients have so long to finish when they must go.
+pub(crate) fn spawn_within(
+    aio: Aio,
+    size: ArenaSize,
+    drain_limit: Duration,
+) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
     let (sender, messages) = sync_channel(MAILBOX_DEPTH);
     let (ready, is_ready) = sync_channel::<io::Result<(Waker, Choice)>>(1);
     let thread = std::thread::Builder::new().name("orlop-shard".to_owned()).spawn(move || {
@@ -120,7 +204,7 @@ pub fn spawn(aio: Aio, size: ArenaSize) -> io::Result<(Mailbox, Choice, JoinHand
             Ok((arena, host, choice)) => {
                 let waker = host.wake_handle();
                 if ready.send(Ok((waker, choice))).is_ok() {
-                    run_or_abort(Shard::new(host, arena, messages));
+                    run_or_abort(Shard::new(host, arena, messages, drain_limit));
                 }
             }
         }

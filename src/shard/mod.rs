@@ -4,8 +4,14 @@
 //! Refuses to know a wire protocol: a client is whoever implements [`Client`].
 
 mod client;
+mod ending;
 mod mailbox;
+mod own;
 mod run;
+mod seats;
 
 pub use client::{Client, Context, Fate};
-pub use mailbox::{Attachment, DiskTag, Mailbox, NewClient, Refused, spawn};
+#[cfg(test)]
+pub(crate) use mailbox::spawn_within;
+pub use mailbox::{Attachment, DiskTag, ExportKey, Mailbox, NewClient, Refused, spawn};
+pub use own::READ_MAX;

@@ -1,93 +1,80 @@
 //! The loop of a shard: wait, hand out what happened, let disks and clients go on, send.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
-use tokio::sync::oneshot;
 
 use super::client::{Client, Context, Fate};
-use super::mailbox::{DiskTag, Message, NewClient};
-use crate::engine::Disk;
-use crate::engine::request::{Answer, Fault, Request, RequestId};
+use super::ending::{Drain, Phase};
+use super::mailbox::{Attachment, DiskTag, Message, NewClient};
+use super::own::{OWN, OwnRequests};
+use super::seats::{ClientSeat, DiskSeat, Dues};
+use crate::engine::request::{Answer, Fault, RequestId};
 use crate::host::memory::Arena;
 use crate::host::{Event, Host, SocketId};
 
-/// Metadata older than this is committed without being asked for.
-const COMMIT_AGE: Duration = Duration::from_secs(30);
-/// The key of requests the shard makes for itself.
-const OWN: u32 = u32::MAX;
-/// How long clients may take to finish when the server goes away.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-
 /// How long a peer may keep memory waiting that others want.
 const OWING_LIMIT: Duration = Duration::from_secs(15);
-
-struct DiskSeat {
-    disk: Disk,
-    /// When metadata was first seen dirty.
-    dirty_since: Option<Instant>,
-    /// The shard's own flushes under way: at the end there may be a second one.
-    flushing: u32,
-    /// Why the last own flush failed.
-    flush_fault: Option<String>,
-}
-
-struct ClientSeat {
-    client: Box<dyn Client>,
-    disk: usize,
-    socket: SocketId,
-    /// Waits in the list of those to settle.
-    touched: bool,
-    /// Its socket is being closed; it hears of nothing but `closed`.
-    leaving: bool,
-    /// Held for as long as the connection lives.
-    _guard: Box<dyn std::any::Any + Send>,
-}
-
-enum Phase {
-    Serving,
-    /// Clients finish until the deadline.
-    Draining(Instant, oneshot::Sender<Result<(), String>>),
-    /// Disks are being committed.
-    Flushing(oneshot::Sender<Result<(), String>>),
-}
+/// How often disks with dirty metadata, and peers that keep memory, are looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A running shard.
 pub(super) struct Shard {
-    host: Host,
-    arena: Arena,
-    disks: Slab<DiskSeat>,
-    clients: Slab<ClientSeat>,
+    pub(super) host: Host,
+    pub(super) arena: Arena,
+    pub(super) disks: Slab<DiskSeat>,
+    pub(super) clients: Slab<ClientSeat>,
+    pub(super) own: OwnRequests,
+    pub(super) drains: Vec<Drain>,
+    pub(super) phase: Phase,
+    /// How long clients may take to finish when they must go.
+    pub(super) drain_limit: Duration,
+    /// The time of this batch of events.
+    pub(super) now: Instant,
+    /// Memory was given back since the stalled last tried.
+    pub(super) freed: bool,
+    dues: Dues,
+    /// Disks attached so far; their tags are never used again.
+    attached: u32,
     /// Who owns a socket.
     sockets: Vec<Option<usize>>,
     touched: Vec<usize>,
     stalled: VecDeque<u32>,
-    /// Memory was given back since the stalled last tried.
-    freed: bool,
     /// The client called last was refused memory.
     refused: bool,
-    replies: Vec<(u32, u32, Result<Answer, Fault>)>,
+    replies: Vec<(usize, RequestId, Result<Answer, Fault>)>,
     messages: Receiver<Message>,
-    phase: Phase,
 }
 
 impl Shard {
-    pub(super) fn new(host: Host, arena: Arena, messages: Receiver<Message>) -> Self {
+    pub(super) fn new(
+        host: Host,
+        arena: Arena,
+        messages: Receiver<Message>,
+        drain_limit: Duration,
+    ) -> Self {
         Self {
             host,
             arena,
             disks: Slab::new(),
             clients: Slab::new(),
+            own: OwnRequests::default(),
+            drains: Vec::new(),
+            phase: Phase::Serving,
+            drain_limit,
+            now: Instant::now(),
+            freed: false,
+            dues: Dues::default(),
+            attached: 0,
             sockets: Vec::new(),
             touched: Vec::new(),
             stalled: VecDeque::new(),
-            freed: false,
             refused: false,
             replies: Vec::new(),
             messages,
-            phase: Phase::Serving,
         }
     }
 
@@ -97,27 +84,25 @@ impl Shard {
             self.host
                 .wait(self.timeout(), &mut events)
                 .expect("a host that cannot wait any more has lost what is in flight");
+            self.now = Instant::now();
             for event in events.drain(..) {
                 self.dispatch(event);
             }
+            self.call_the_due();
             self.pump();
             self.age();
             self.cut_off_hoarders();
-            if self.advance_shutdown() {
+            if self.advance_ends() {
                 return;
             }
         }
     }
 
     fn timeout(&self) -> Option<Duration> {
-        match &self.phase {
-            Phase::Draining(..) => Some(Duration::from_millis(100)),
-            Phase::Flushing(_) => None,
-            Phase::Serving => {
-                let dirty = self.disks.iter().any(|(_, seat)| seat.dirty_since.is_some());
-                (dirty || !self.stalled.is_empty()).then(|| Duration::from_secs(1))
-            }
-        }
+        let dirty = self.disks.iter().any(|(_, seat)| seat.dirty_since.is_some());
+        let look = (dirty || !self.stalled.is_empty()).then(|| self.now + LOOK_AGAIN);
+        let until = [look, self.dues.first(), self.next_deadline()].into_iter().flatten().min()?;
+        Some(until.saturating_duration_since(Instant::now()))
     }
 
     fn dispatch(&mut self, event: Event) {
@@ -139,35 +124,49 @@ impl Shard {
     fn read_mail(&mut self) {
         while let Ok(message) = self.messages.try_recv() {
             match message {
-                Message::Attach(attachment, answer) => {
-                    let host = &mut self.host;
-                    let made = attachment(&mut |fd, mode| host.add_file(fd, mode));
-                    let tag = made.map(|disk| {
-                        DiskTag(self.disks.insert(DiskSeat {
-                            disk,
-                            dirty_since: None,
-                            flushing: 0,
-                            flush_fault: None,
-                        }) as u32)
-                    });
-                    // Nobody waits any more: the disk stays unused until the end.
-                    let _ = answer.send(tag);
-                }
+                // Nobody waits any more: the disk stays unused until the end.
+                Message::Attach(attachment, answer) => drop(answer.send(self.attach(attachment))),
                 Message::Connect(new) => self.connect(new),
-                Message::Shutdown(answer) => {
-                    self.phase = Phase::Draining(Instant::now() + DRAIN_LIMIT, answer);
-                    self.drain_clients();
-                }
+                Message::Drain(export, answer) => self.begin_drain(export, answer),
+                Message::Detach(tag, answer) => self.begin_detach(tag, answer),
+                Message::Read(tag, extent, answer) => self.read(tag, extent, answer),
+                Message::Flush(tag, answer) => self.flush(tag, answer),
+                Message::Shutdown(answer) => self.begin_shutdown(answer),
+            }
+        }
+    }
+
+    fn attach(&mut self, attachment: Attachment) -> io::Result<DiskTag> {
+        if !self.is_serving() {
+            return Err(io::Error::other("the server is going away"));
+        }
+        let attached = self.attached.checked_add(1);
+        let attached = attached.ok_or_else(|| io::Error::other("no names for disks are left"))?;
+        let (host, mut files) = (&mut self.host, Vec::new());
+        let made = attachment(&mut |fd, mode| {
+            let file = host.add_file(fd, mode)?;
+            files.push(file);
+            Ok(file)
+        });
+        match made {
+            Ok(disk) => {
+                let tag = DiskTag(std::mem::replace(&mut self.attached, attached));
+                self.disks.insert(DiskSeat::new(tag, disk, files));
+                Ok(tag)
+            }
+            Err(error) => {
+                files.into_iter().for_each(|file| self.host.remove_file(file));
+                Err(error)
             }
         }
     }
 
     fn connect(&mut self, new: NewClient) {
-        let disk = new.disk.0 as usize;
-        if !self.disks.contains(disk) {
-            tracing::warn!(disk, "a client wants a disk that is gone");
+        let disk = self.disks.iter().find(|(_, seat)| seat.tag == new.disk);
+        let Some((disk, leaving)) = disk.map(|(disk, seat)| (disk, seat.detach.is_some())) else {
+            tracing::warn!(disk = new.disk.0, "a client wants a disk that is gone");
             return;
-        }
+        };
         let socket = match self.host.add_socket(new.socket) {
             Ok(socket) => socket,
             Err(error) => {
@@ -175,16 +174,23 @@ impl Shard {
                 return;
             }
         };
-        let client = new.client;
-        let seat =
-            ClientSeat { client, disk, socket, touched: false, leaving: false, _guard: new.guard };
-        let key = self.clients.insert(seat);
+        let draining = leaving || self.is_draining(new.export);
+        self.disks[disk].clients += 1;
+        let key = self.clients.insert(ClientSeat {
+            client: new.client,
+            disk,
+            export: new.export,
+            socket,
+            touched: false,
+            leaving: false,
+            armed: None,
+            _guard: new.guard,
+        });
         let index = socket.0 as usize;
         if self.sockets.len() <= index {
             self.sockets.resize(index + 1, None);
         }
         self.sockets[index] = Some(key);
-        let draining = !matches!(self.phase, Phase::Serving);
         self.call_key(key, |client, cx| if draining { client.drain(cx) } else { client.start(cx) });
     }
 
@@ -198,7 +204,7 @@ impl Shard {
         }
     }
 
-    fn call_key(
+    pub(super) fn call_key(
         &mut self,
         key: usize,
         act: impl FnOnce(&mut dyn Client, &mut Context<'_>) -> Fate,
@@ -213,6 +219,7 @@ impl Shard {
             disk: &mut self.disks[seat.disk].disk,
             socket: seat.socket,
             key: key as u32,
+            now: self.now,
             stalled: &mut self.stalled,
             freed: &mut self.freed,
             refused: &mut self.refused,
@@ -227,16 +234,13 @@ impl Shard {
         }
     }
 
-    /// Gives a disk's answer to a client. One that is leaving only takes its memory back.
-    fn answer(&mut self, key: usize, slot: u32, result: Result<Answer, Fault>) {
-        self.call_key(key, |client, cx| client.replied(cx, slot, result));
-    }
-
     fn closed(&mut self, socket: SocketId) {
         let Some(key) = self.sockets.get_mut(socket.0 as usize).and_then(Option::take) else {
             return;
         };
         let mut seat = self.clients.remove(key);
+        self.dues.disarm(key, &mut seat);
+        self.disks[seat.disk].clients -= 1;
         seat.client.closed(&mut self.arena);
         self.stalled.retain(|other| *other as usize != key);
         self.touched.retain(|other| *other != key);
@@ -244,7 +248,7 @@ impl Shard {
     }
 
     /// Lets disks and clients go on until nothing moves any more.
-    fn pump(&mut self) {
+    pub(super) fn pump(&mut self) {
         loop {
             while self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
                 self.pump_disks();
@@ -253,6 +257,7 @@ impl Shard {
                 self.call_key(key, |client, cx| client.settle(cx));
                 if let Some(seat) = self.clients.get_mut(key) {
                     seat.touched = false;
+                    self.dues.arm(key, seat, self.now);
                 }
             }
             let moving = self.disks.iter().any(|(_, seat)| seat.disk.has_output());
@@ -264,25 +269,21 @@ impl Shard {
 
     fn pump_disks(&mut self) {
         let mut replies = std::mem::take(&mut self.replies);
-        for (tag, seat) in &mut self.disks {
+        for (place, seat) in &mut self.disks {
             while let Some(effect) = seat.disk.poll_effect() {
-                self.host.start(tag as u32, effect);
+                self.host.start(place as u32, effect);
             }
             while let Some(reply) = seat.disk.poll_reply() {
-                let (key, slot) = ((reply.id.0 >> 32) as u32, reply.id.0 as u32);
-                if key == OWN {
-                    seat.flushing -= 1;
-                    seat.flush_fault = reply.result.err().map(|fault| fault.to_string());
-                    if let Some(fault) = &seat.flush_fault {
-                        tracing::warn!(%fault, "a commit failed");
-                    }
-                } else {
-                    replies.push((key, slot, reply.result));
-                }
+                replies.push((place, reply.id, reply.result));
             }
         }
-        for (key, slot, result) in replies.drain(..) {
-            self.answer(key as usize, slot, result);
+        for (place, id, result) in replies.drain(..) {
+            let (key, slot) = ((id.0 >> 32) as u32, id.0 as u32);
+            if key == OWN {
+                self.own_answered(place, slot, result);
+            } else {
+                self.call_key(key as usize, |client, cx| client.replied(cx, slot, result));
+            }
         }
         self.replies = replies;
     }
@@ -291,6 +292,10 @@ impl Shard {
     fn unstall(&mut self) -> bool {
         if !std::mem::take(&mut self.freed) {
             return false;
+        }
+        if self.start_reads() {
+            self.freed = true;
+            return true;
         }
         let Some(key) = self.stalled.front().copied() else { return false };
         // It stays in front while it tries, so that it may take.
@@ -305,22 +310,13 @@ impl Shard {
         true
     }
 
-    /// Commits metadata that has been dirty for long.
-    fn age(&mut self) {
-        for (_, seat) in &mut self.disks {
-            if !seat.disk.has_dirty_metadata() || seat.disk.stopped().is_some() {
-                seat.dirty_since = None;
-                continue;
+    /// Calls the clients whose time has come.
+    fn call_the_due(&mut self) {
+        while let Some(key) = self.dues.pop(self.now) {
+            if let Some(seat) = self.clients.get_mut(key) {
+                seat.armed = None;
             }
-            let since = *seat.dirty_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= COMMIT_AGE && seat.flushing == 0 {
-                seat.flushing += 1;
-                seat.dirty_since = None;
-                seat.disk.submit(RequestId(u64::from(OWN) << 32), Request::Flush);
-            }
-        }
-        if self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
-            self.pump();
+            self.call_key(key, |client, cx| client.tick(cx));
         }
     }
 
@@ -329,64 +325,20 @@ impl Shard {
         if self.stalled.is_empty() {
             return;
         }
-        let late = |seat: &ClientSeat| {
-            !seat.leaving && seat.client.owes_since().is_some_and(|at| at.elapsed() >= OWING_LIMIT)
-        };
-        let keys: Vec<usize> =
-            self.clients.iter().filter(|(_, seat)| late(seat)).map(|(key, _)| key).collect();
+        let now = self.now;
+        let keys = self.keys_of(|seat| {
+            let owing = seat.client.owes_since();
+            !seat.leaving
+                && owing.is_some_and(|since| now.saturating_duration_since(since) >= OWING_LIMIT)
+        });
         for key in keys {
             tracing::warn!("a client held memory that others wait for, and is cut off");
             self.call_key(key, |client, cx| client.cut(cx));
         }
     }
 
-    fn drain_clients(&mut self) {
-        let keys: Vec<usize> = self.clients.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.call_key(key, |client, cx| client.drain(cx));
-        }
-        self.pump();
-    }
-
-    /// Takes the next step of a shutdown; true when the shard is done.
-    fn advance_shutdown(&mut self) -> bool {
-        match std::mem::replace(&mut self.phase, Phase::Serving) {
-            Phase::Serving => false,
-            Phase::Draining(deadline, answer) => {
-                if !self.clients.is_empty() {
-                    if Instant::now() >= deadline {
-                        self.cut_off_clients();
-                    }
-                    self.phase = Phase::Draining(deadline, answer);
-                    return false;
-                }
-                self.phase = Phase::Flushing(answer);
-                for (_, seat) in &mut self.disks {
-                    seat.flushing += 1;
-                    seat.disk.submit(RequestId(u64::from(OWN) << 32), Request::Flush);
-                }
-                self.pump();
-                self.advance_shutdown()
-            }
-            Phase::Flushing(answer) => {
-                if self.disks.iter().any(|(_, seat)| seat.flushing > 0) {
-                    self.phase = Phase::Flushing(answer);
-                    return false;
-                }
-                let fault = self.disks.iter().find_map(|(_, seat)| seat.flush_fault.clone());
-                let _ = answer.send(fault.map_or(Ok(()), Err));
-                true
-            }
-        }
-    }
-
-    /// The clients that did not finish in time lose their connection. What they have at the disk
-    /// is waited for all the same: it names their memory (I6).
-    fn cut_off_clients(&mut self) {
-        let keys: Vec<usize> = self.clients.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.call_key(key, |client, cx| client.cut(cx));
-        }
-        self.pump();
+    /// The keys of some clients.
+    pub(super) fn keys_of(&self, which: impl Fn(&ClientSeat) -> bool) -> Vec<usize> {
+        self.clients.iter().filter(|(_, seat)| which(seat)).map(|(key, _)| key).collect()
     }
 }

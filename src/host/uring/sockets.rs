@@ -14,9 +14,9 @@ use rustix::io::Errno;
 use super::{Message, Operation, Socket, TRANSFER_MAX, Uring, slice_of};
 use crate::engine::effect::IoError;
 use crate::engine::units::ByteLen;
-use crate::host::MAX_SOCKETS;
 use crate::host::blocking::SLICES_MAX;
-use crate::host::event::{Event, ReceiveInto, SendList, SocketId};
+use crate::host::event::{Event, HangUp, ReceiveInto, SendList, SocketId};
+use crate::host::{MAX_SOCKETS, hang_up_of};
 
 impl Uring {
     pub(in crate::host) fn add_socket(&mut self, fd: OwnedFd) -> io::Result<SocketId> {
@@ -27,6 +27,10 @@ impl Uring {
         let (receiving, sending, message) = (None, None, None);
         let socket = Socket { fd, slot, receiving, sending, closing: false, message };
         Ok(SocketId(self.sockets.insert(socket)))
+    }
+
+    pub(in crate::host) fn hang_up(&self, socket: SocketId) -> HangUp {
+        self.sockets.of(socket.0).map_or(HangUp::Whole, |state| hang_up_of(&state.fd))
     }
 
     pub(in crate::host) fn close_socket(&mut self, socket: SocketId) {

@@ -18,19 +18,24 @@ impl NbdClient {
         slot: u32,
         result: Result<Answer, Fault>,
     ) {
-        let InFlight { request, lease } = self.requests.remove(slot as usize);
+        let InFlight { ask, lease } = self.requests.remove(slot as usize);
+        let request = ask.request;
         let echo = request.echo();
         self.maps -= usize::from(matches!(request.command, Command::BlockStatus { .. }));
+        let latency = cx.now().saturating_duration_since(ask.at);
+        self.gauge.ended();
+        self.gauge.answered(&request, latency, result.is_ok());
         match (result, &request.command, lease) {
             (Err(fault), _, lease) => {
                 tracing::warn!(%fault, command = ?request.command, "a request failed");
-                let at = Offset(fault.at.get());
+                // The peer counts from the start of its export.
+                let at = Offset(fault.at.get().saturating_sub(self.window.at.get()));
                 self.push_error(echo, errno_of(&fault), Some(at), &fault.to_string());
                 self.give_back(cx, lease);
             }
             (Ok(answer), Command::Read { .. }, Some(lease)) => {
                 self.push_read(&request, &answer, &lease);
-                self.out_leases.push(lease);
+                self.out.keep(lease);
             }
             (Ok(Answer::Map(runs)), Command::BlockStatus { contexts, .. }, lease) => {
                 self.push_status(&request, *contexts, &runs);

@@ -4,64 +4,48 @@
 //! memory for it was granted. A slow reader stalls itself and nobody else.
 
 mod answer;
+mod clocks;
+mod gauge;
 mod intake;
+mod outgoing;
+mod settings;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use slab::Slab;
 
-use ::nbd::export::{BlockSize, Capabilities, Export};
+use ::nbd::ReplyStyle;
 use ::nbd::handshake::{Context as Metadata, Session};
 use ::nbd::transmission::{Request as NbdRequest, Transmission};
-use ::nbd::{Bytes, ContextName, ReplyStyle};
 
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault};
+use crate::engine::units::Extent;
 use crate::host::memory::{Arena, Lease};
 use crate::host::{ReceiveInto, SendList};
+use crate::meter::Throttle;
 use crate::shard::{Client, Context, Fate};
+use gauge::Gauge;
 use intake::{Inbox, Input};
+use outgoing::Outgoing;
 
-/// Requests one connection may have in flight.
-const MAX_REQUESTS: usize = 256;
-/// Bytes of payload one connection may have in flight, in both directions; one request may be
-/// larger when it is alone.
-const MAX_BYTES: u64 = 64 << 20;
+pub use settings::{ClientLimits, ClientSettings, ExportShape, export_of};
 
-/// The dirty bitmap every disk has: what its top layer holds, so what changed since its parent.
-const LEAF_BITMAP: &str = "leaf";
+/// The most requests that one connection may be allowed to have in flight.
+const REQUESTS_MAX: usize = 1024;
 
-/// The export of a disk: what it is called and what it can do.
-#[must_use]
-pub fn export_of(name: &str, description: &str, size_bytes: u64, read_only: bool) -> Export {
-    Export {
-        name: name.to_owned(),
-        description: description.to_owned(),
-        size: Bytes(size_bytes),
-        capabilities: Capabilities {
-            read_only,
-            flush: true,
-            fua: true,
-            trim: true,
-            write_zeroes: true,
-            fast_zero: true,
-            cache: true,
-            multi_conn: true,
-            rotational: false,
-            resize: false,
-        },
-        block_size: BlockSize::default(),
-        contexts: vec![
-            ContextName::Allocation,
-            ContextName::AllocationDepth,
-            ContextName::DirtyBitmap(LEAF_BITMAP.to_owned()),
-        ],
-    }
+/// A request, and when it came.
+#[derive(Clone, Copy)]
+struct Ask {
+    request: NbdRequest,
+    /// When its header was understood.
+    at: Instant,
 }
 
 /// A request of the client that was not answered yet.
 struct InFlight {
-    request: NbdRequest,
+    ask: Ask,
     lease: Option<Lease>,
 }
 
@@ -84,51 +68,58 @@ pub struct NbdClient {
     style: ReplyStyle,
     /// The selected metadata contexts, in the order of their ids.
     contexts: Vec<Metadata>,
+    /// The part of the disk that is the export.
+    window: Extent,
+    limits: ClientLimits,
+    throttle: Arc<Throttle>,
+    gauge: Gauge,
     inbox: Inbox,
     input: Input,
-    receiving: bool,
+    /// Since when a receive has been under way.
+    receiving_since: Option<Instant>,
     requests: Slab<InFlight>,
     /// How many of them are block status.
     maps: usize,
     /// Bytes of leases taken and not given back.
     leased_bytes: u64,
-    /// What is to be sent next, and the memory it names.
-    out: SendList,
-    out_leases: Vec<Lease>,
-    /// The memory of the send in flight.
-    sent_leases: Vec<Lease>,
-    sending: bool,
+    out: Outgoing,
     /// Since when the peer has been due to take the send in flight.
     sending_since: Option<Instant>,
     /// Since when the payload whose memory was granted has been due.
     payload_since: Option<Instant>,
-    /// A list whose buffers wait to be used again.
-    spare: SendList,
+    /// Since when a peer whose request waits for its turn has said nothing more to come.
+    farewell_since: Option<Instant>,
+    /// When bytes last moved.
+    active_at: Option<Instant>,
     ending: Ending,
 }
 
 impl NbdClient {
     /// The connection behind a finished handshake.
     #[must_use]
-    pub fn new(session: &Session) -> Self {
+    pub fn new(session: &Session, settings: ClientSettings) -> Self {
         let gate = Transmission::new(session);
+        let mut limits = settings.limits;
+        limits.requests = limits.requests.clamp(1, REQUESTS_MAX);
         Self {
             gate,
             style: gate.reply_style(),
             contexts: session.contexts.clone(),
+            window: settings.window,
+            limits,
+            throttle: settings.throttle,
+            gauge: Gauge::new(settings.export_meter, settings.meter),
             inbox: Inbox::new(&session.leftover),
             input: Input::Header,
-            receiving: false,
+            receiving_since: None,
             requests: Slab::new(),
             maps: 0,
             leased_bytes: 0,
-            out: SendList::new(),
-            out_leases: Vec::new(),
-            sent_leases: Vec::new(),
-            sending: false,
+            out: Outgoing::default(),
             sending_since: None,
             payload_since: None,
-            spare: SendList::new(),
+            farewell_since: None,
+            active_at: None,
             ending: Ending::No,
         }
     }
@@ -139,10 +130,10 @@ impl NbdClient {
 
     /// Whether it is time to leave.
     fn fate(&self) -> Fate {
-        let quiet = self.requests.is_empty() && self.out.is_empty() && !self.sending;
+        let quiet = self.requests.is_empty() && self.out.is_idle();
         let leave = match self.ending {
             Ending::No => false,
-            Ending::Draining => quiet && !matches!(self.input, Input::Payload { .. }),
+            Ending::Draining => quiet && !self.input.is_payload(),
             Ending::Disconnecting => quiet,
             Ending::Dead => self.requests.is_empty(),
         };
@@ -155,19 +146,20 @@ impl NbdClient {
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) {
-        if self.sending || self.out.is_empty() || self.ending == Ending::Dead {
+        if self.ending == Ending::Dead {
             return;
         }
-        let list = std::mem::replace(&mut self.out, std::mem::take(&mut self.spare));
-        self.sent_leases.append(&mut self.out_leases);
-        self.sending = true;
-        self.sending_since = Some(Instant::now());
-        cx.send(list);
+        if let Some(list) = self.out.next() {
+            self.sending_since = Some(cx.now());
+            cx.send(list);
+        }
     }
 }
 
 impl Client for NbdClient {
     fn start(&mut self, cx: &mut Context<'_>) -> Fate {
+        self.gauge.connect();
+        self.active_at = Some(cx.now());
         self.advance(cx);
         self.fate()
     }
@@ -178,18 +170,17 @@ impl Client for NbdClient {
         into: ReceiveInto,
         result: Result<u32, IoError>,
     ) -> Fate {
-        self.receiving = false;
+        self.receiving_since = None;
+        self.active_at = Some(cx.now());
         self.take_in(into, result);
         self.advance(cx);
         self.fate()
     }
 
     fn sent(&mut self, cx: &mut Context<'_>, list: SendList, result: Result<(), IoError>) -> Fate {
-        self.sending = false;
         self.sending_since = None;
-        self.spare = list;
-        self.spare.clear();
-        for lease in std::mem::take(&mut self.sent_leases) {
+        self.active_at = Some(cx.now());
+        for lease in self.out.sent(list) {
             self.give(cx, lease);
         }
         if result.is_err() {
@@ -215,8 +206,21 @@ impl Client for NbdClient {
         self.fate()
     }
 
+    fn due(&self) -> Option<Instant> {
+        self.next_due()
+    }
+
+    fn tick(&mut self, cx: &mut Context<'_>) -> Fate {
+        self.check_clocks(cx);
+        self.advance(cx);
+        self.flush(cx);
+        self.fate()
+    }
+
     fn drain(&mut self, cx: &mut Context<'_>) -> Fate {
+        self.gauge.connect();
         self.end(Ending::Draining);
+        self.refuse_waiting();
         self.flush(cx);
         self.fate()
     }
@@ -227,17 +231,24 @@ impl Client for NbdClient {
     }
 
     fn owes_since(&self) -> Option<Instant> {
-        let send = self.sending_since.filter(|_| !self.sent_leases.is_empty());
+        let send = self.sending_since.filter(|_| self.out.holds_leases());
         send.into_iter().chain(self.payload_since).min()
     }
 
     fn closed(&mut self, arena: &mut Arena) {
+        self.gauge.disconnect();
         // The fate said that the disk holds none of these any more.
         let requests = std::mem::take(&mut self.requests);
         let of_requests = requests.into_iter().filter_map(|(_, request)| request.lease);
-        let of_sends = self.out_leases.drain(..).chain(self.sent_leases.drain(..));
-        let of_payload = self.input.take_lease();
-        for lease in of_requests.chain(of_sends).chain(of_payload) {
+        let of_payload = match std::mem::replace(&mut self.input, Input::Header) {
+            Input::Payload { lease, .. } | Input::Direct { lease, .. } => Some(lease),
+            Input::Throttled { ticket, .. } => {
+                self.throttle.cancel(ticket);
+                None
+            }
+            Input::Header | Input::Skip { .. } | Input::Stalled { .. } => None,
+        };
+        for lease in of_requests.chain(self.out.take_leases()).chain(of_payload) {
             arena.give(lease);
         }
     }

@@ -1,0 +1,203 @@
+//! How exports, disks and the shard itself end: clients finish what is in flight or are cut, then
+//! a disk is committed, then its files are closed.
+
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::mailbox::{DiskTag, ExportKey};
+use super::run::Shard;
+use super::seats::{ClientSeat, Last};
+
+/// How far the shard is on its way out.
+pub(super) enum Phase {
+    Serving,
+    /// Clients finish until the deadline.
+    Draining(Instant, oneshot::Sender<Result<(), String>>),
+    /// Disks are being committed.
+    Flushing(oneshot::Sender<Result<(), String>>),
+}
+
+/// An export whose clients are to go.
+pub(super) struct Drain {
+    export: ExportKey,
+    deadline: Instant,
+    answer: oneshot::Sender<()>,
+}
+
+impl Shard {
+    /// Whether the shard is not on its way out.
+    pub(super) const fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving)
+    }
+
+    /// Whether clients of this export have to go.
+    pub(super) fn is_draining(&self, export: ExportKey) -> bool {
+        !self.is_serving() || self.drains.iter().any(|drain| drain.export == export)
+    }
+
+    /// The earliest time at which somebody's patience ends.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let shutdown = match self.phase {
+            Phase::Draining(deadline, _) => Some(deadline),
+            Phase::Serving | Phase::Flushing(_) => None,
+        };
+        let drains = self.drains.iter().map(|drain| drain.deadline);
+        let detached = self.disks.iter().filter(|(_, seat)| seat.clients > 0);
+        let detaches = detached.filter_map(|(_, seat)| Some(seat.detach.as_ref()?.0));
+        shutdown.into_iter().chain(drains).chain(detaches).min()
+    }
+
+    pub(super) fn begin_drain(&mut self, export: ExportKey, answer: oneshot::Sender<()>) {
+        self.drains.push(Drain { export, deadline: self.now + self.drain_limit, answer });
+        self.drain_clients(|seat| seat.export == export);
+    }
+
+    pub(super) fn begin_detach(
+        &mut self,
+        tag: DiskTag,
+        answer: oneshot::Sender<Result<(), String>>,
+    ) {
+        let Some((disk, seat)) = self.disks.iter_mut().find(|(_, seat)| seat.tag == tag) else {
+            let _ = answer.send(Err("there is no such disk any more".to_owned()));
+            return;
+        };
+        if let Some((_, waiting)) = &mut seat.detach {
+            waiting.push(answer);
+            return;
+        }
+        seat.detach = Some((self.now + self.drain_limit, vec![answer]));
+        self.forget_reads(disk);
+        self.drain_clients(|seat| seat.disk == disk);
+    }
+
+    pub(super) fn begin_shutdown(&mut self, answer: oneshot::Sender<Result<(), String>>) {
+        self.phase = Phase::Draining(self.now + self.drain_limit, answer);
+        for disk in self.places() {
+            self.forget_reads(disk);
+        }
+        self.drain_clients(|_| true);
+    }
+
+    /// Takes the next steps of everything that ends; true when the shard is done.
+    pub(super) fn advance_ends(&mut self) -> bool {
+        if !self.drains.is_empty() {
+            self.advance_drains();
+        }
+        self.advance_detaches();
+        !self.is_serving() && self.advance_shutdown()
+    }
+
+    fn advance_drains(&mut self) {
+        for mut drain in std::mem::take(&mut self.drains) {
+            let export = drain.export;
+            if !self.clients.iter().any(|(_, seat)| seat.export == export) {
+                let _ = drain.answer.send(());
+                continue;
+            }
+            if drain.deadline <= self.now {
+                drain.deadline = self.now + self.drain_limit;
+                self.cut_clients(|seat| seat.export == export);
+            }
+            self.drains.push(drain);
+        }
+    }
+
+    fn advance_detaches(&mut self) {
+        if !self.disks.iter().any(|(_, seat)| seat.detach.is_some()) {
+            return;
+        }
+        for disk in self.places() {
+            let (now, limit) = (self.now, self.drain_limit);
+            let seat = &mut self.disks[disk];
+            let Some((deadline, _)) = &mut seat.detach else { continue };
+            if seat.clients > 0 {
+                if *deadline <= now {
+                    *deadline = now + limit;
+                    self.cut_clients(|seat| seat.disk == disk);
+                }
+            } else if seat.last == Last::No {
+                self.commit_last(disk);
+                self.pump();
+            }
+            self.forget_if_over(disk);
+        }
+    }
+
+    /// Closes the files of a disk that was detached, once nothing of it is in flight.
+    fn forget_if_over(&mut self, disk: usize) {
+        let seat = &self.disks[disk];
+        let Last::Over(result) = &seat.last else { return };
+        if seat.clients > 0 || !seat.is_quiet() {
+            return;
+        }
+        let result = result.clone();
+        let seat = self.disks.remove(disk);
+        for file in seat.files {
+            self.host.remove_file(file);
+        }
+        for answer in seat.detach.into_iter().flat_map(|(_, answers)| answers) {
+            let _ = answer.send(result.clone());
+        }
+    }
+
+    fn advance_shutdown(&mut self) -> bool {
+        match std::mem::replace(&mut self.phase, Phase::Serving) {
+            Phase::Serving => false,
+            Phase::Draining(deadline, answer) => {
+                if self.clients.is_empty() {
+                    self.phase = Phase::Flushing(answer);
+                    for disk in self.places() {
+                        if self.disks[disk].last == Last::No {
+                            self.commit_last(disk);
+                        }
+                    }
+                    self.pump();
+                    return self.advance_shutdown();
+                }
+                let late = deadline <= self.now;
+                let next = if late { self.now + self.drain_limit } else { deadline };
+                self.phase = Phase::Draining(next, answer);
+                if late {
+                    self.cut_clients(|_| true);
+                }
+                false
+            }
+            Phase::Flushing(answer) => {
+                let over = |last: &Last| matches!(last, Last::Over(_));
+                let busy = |seat: &super::seats::DiskSeat| {
+                    !over(&seat.last) || seat.own > 0 || seat.detach.is_some()
+                };
+                if self.disks.iter().any(|(_, seat)| busy(seat)) {
+                    self.phase = Phase::Flushing(answer);
+                    return false;
+                }
+                let fault = self.disks.iter().find_map(|(_, seat)| match &seat.last {
+                    Last::Over(Err(fault)) => Some(fault.clone()),
+                    _ => None,
+                });
+                let _ = answer.send(fault.map_or(Ok(()), Err));
+                true
+            }
+        }
+    }
+
+    fn places(&self) -> Vec<usize> {
+        self.disks.iter().map(|(disk, _)| disk).collect()
+    }
+
+    fn drain_clients(&mut self, which: impl Fn(&ClientSeat) -> bool) {
+        for key in self.keys_of(which) {
+            self.call_key(key, |client, cx| client.drain(cx));
+        }
+    }
+
+    /// The clients that did not finish in time lose their connection. What they have at the disk
+    /// is waited for all the same: it names their memory (I6).
+    fn cut_clients(&mut self, which: impl Fn(&ClientSeat) -> bool) {
+        for key in self.keys_of(which) {
+            self.call_key(key, |client, cx| client.cut(cx));
+        }
+        self.pump();
+    }
+}

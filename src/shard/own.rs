@@ -1,0 +1,195 @@
+//! Requests the shard makes for itself and for those outside who need a few bytes of a disk: they
+//! go through the engine as every other request does.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use super::mailbox::DiskTag;
+use super::run::Shard;
+use super::seats::Last;
+use crate::engine::request::{Answer, Fault, Request, RequestId, Segment};
+use crate::engine::units::{ByteLen, Extent};
+use crate::host::memory::Lease;
+
+/// The longest range one [`super::Mailbox::read`] may ask for.
+pub const READ_MAX: ByteLen = ByteLen::new(1 << 20);
+/// Metadata older than this is committed without being asked for.
+const COMMIT_AGE: Duration = Duration::from_secs(30);
+/// Reads that may wait for memory.
+const MAX_WAITING: usize = 64;
+/// The key of requests the shard makes for itself.
+pub(super) const OWN: u32 = u32::MAX;
+
+type ReadAnswer = oneshot::Sender<io::Result<Vec<u8>>>;
+
+/// A request of the shard's own that was not answered yet.
+enum Own {
+    /// A commit of metadata that has been dirty for long.
+    Age,
+    /// The commit of a disk that goes.
+    Last,
+    Flush(oneshot::Sender<io::Result<()>>),
+    Read(Lease, ReadAnswer),
+}
+
+/// A read that waits for memory.
+struct Waiting {
+    disk: usize,
+    extent: Extent,
+    answer: ReadAnswer,
+}
+
+/// The shard's own requests.
+#[derive(Default)]
+pub(super) struct OwnRequests {
+    under_way: Slab<Own>,
+    waiting: VecDeque<Waiting>,
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the disk is gone, or about to go")
+}
+
+impl Shard {
+    /// The place of a disk that is there to stay.
+    pub(super) fn lasting(&self, tag: DiskTag) -> Option<usize> {
+        if !self.is_serving() {
+            return None;
+        }
+        let found = self.disks.iter().find(|(_, seat)| seat.tag == tag && seat.detach.is_none());
+        found.map(|(disk, _)| disk)
+    }
+
+    pub(super) fn read(&mut self, tag: DiskTag, extent: Extent, answer: ReadAnswer) {
+        // Who asked may have gone; then nobody minds what is told here.
+        let Some(disk) = self.lasting(tag) else {
+            let _ = answer.send(Err(gone()));
+            return;
+        };
+        let size = self.disks[disk].disk.size().get();
+        let end = extent.at.get().checked_add(extent.len.get());
+        if extent.len > READ_MAX || end.is_none_or(|end| end > size) {
+            let why = format!(
+                "{} bytes at {} are not within the disk's {size}, or more than {READ_MAX}",
+                extent.len, extent.at
+            );
+            let _ = answer.send(Err(io::Error::new(io::ErrorKind::InvalidInput, why)));
+        } else if extent.len.is_zero() {
+            let _ = answer.send(Ok(Vec::new()));
+        } else if self.own.waiting.len() >= MAX_WAITING {
+            let _ = answer.send(Err(io::Error::other("too many reads wait for memory")));
+        } else {
+            self.own.waiting.push_back(Waiting { disk, extent, answer });
+            self.start_reads();
+        }
+    }
+
+    /// Starts the reads there is memory for, in their order. True when there was one.
+    pub(super) fn start_reads(&mut self) -> bool {
+        let mut started = false;
+        while let Some(first) = self.own.waiting.front() {
+            let Some(lease) = self.arena.take(first.extent.len.get() as u32) else { break };
+            let Some(first) = self.own.waiting.pop_front() else { break };
+            let into = lease.span();
+            let request = Request::Read { extent: first.extent, into };
+            self.submit_own(first.disk, Own::Read(lease, first.answer), request);
+            started = true;
+        }
+        started
+    }
+
+    /// Gives up the reads of a disk that have no memory yet.
+    pub(super) fn forget_reads(&mut self, disk: usize) {
+        let waiting = std::mem::take(&mut self.own.waiting);
+        let (lost, kept): (VecDeque<_>, _) = waiting.into_iter().partition(|it| it.disk == disk);
+        self.own.waiting = kept;
+        for read in lost {
+            let _ = read.answer.send(Err(gone()));
+        }
+    }
+
+    pub(super) fn flush(&mut self, tag: DiskTag, answer: oneshot::Sender<io::Result<()>>) {
+        match self.lasting(tag) {
+            Some(disk) => self.submit_own(disk, Own::Flush(answer), Request::Flush),
+            None => drop(answer.send(Err(gone()))),
+        }
+    }
+
+    /// Starts the commit after which a disk may go.
+    pub(super) fn commit_last(&mut self, disk: usize) {
+        self.disks[disk].last = Last::UnderWay;
+        self.submit_own(disk, Own::Last, Request::Flush);
+    }
+
+    fn submit_own(&mut self, disk: usize, own: Own, request: Request) {
+        let slot = self.own.under_way.insert(own);
+        let seat = &mut self.disks[disk];
+        seat.own += 1;
+        seat.disk.submit(RequestId(u64::from(OWN) << 32 | slot as u64), request);
+    }
+
+    /// Takes a disk's answer to a request of the shard's own.
+    pub(super) fn own_answered(&mut self, disk: usize, slot: u32, result: Result<Answer, Fault>) {
+        let own = self.own.under_way.remove(slot as usize);
+        let seat = &mut self.disks[disk];
+        seat.own -= 1;
+        if let Err(fault) = &result {
+            tracing::warn!(%fault, "a request of the shard itself failed");
+        }
+        match own {
+            Own::Age => seat.committing = false,
+            Own::Last => {
+                seat.last = Last::Over(result.map(drop).map_err(|fault| fault.to_string()));
+            }
+            Own::Flush(answer) => drop(answer.send(result.map(drop).map_err(io::Error::other))),
+            Own::Read(lease, answer) => {
+                let bytes = result.map(|told| self.bytes_of(&lease, &told));
+                self.arena.give(lease);
+                self.freed = true;
+                let _ = answer.send(bytes.map_err(io::Error::other));
+            }
+        }
+    }
+
+    /// The bytes of a read, holes filled with zeroes.
+    fn bytes_of(&self, lease: &Lease, told: &Answer) -> Vec<u8> {
+        let Answer::Segments(segments) = told else {
+            return self.arena.bytes(lease.span()).to_vec();
+        };
+        let mut bytes = Vec::with_capacity(lease.len() as usize);
+        for segment in segments {
+            match segment {
+                Segment::Data(span) => bytes.extend_from_slice(self.arena.bytes(*span)),
+                Segment::Hole(len) => bytes.resize(bytes.len() + len.get() as usize, 0),
+            }
+        }
+        bytes
+    }
+
+    /// Commits metadata that has been dirty for long.
+    pub(super) fn age(&mut self) {
+        let mut old = Vec::new();
+        for (disk, seat) in &mut self.disks {
+            if !seat.disk.has_dirty_metadata() || seat.disk.stopped().is_some() {
+                seat.dirty_since = None;
+                continue;
+            }
+            let since = *seat.dirty_since.get_or_insert(self.now);
+            if self.now - since >= COMMIT_AGE && !seat.committing {
+                seat.committing = true;
+                seat.dirty_since = None;
+                old.push(disk);
+            }
+        }
+        for disk in old {
+            self.submit_own(disk, Own::Age, Request::Flush);
+        }
+        if self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
+            self.pump();
+        }
+    }
+}
