@@ -53,6 +53,16 @@ pub(crate) enum Bug {
     NeighbourEntryLost,
     /// Two blocks get the same home.
     DoubleAllocation,
+    /// No step of a resize is made durable before the next.
+    ResizeNotSynced,
+    /// What lay behind the old end is left there.
+    ResizeStaleShown,
+    /// Of the footers only the copy in front learns the new size.
+    ResizeOnlyInFront,
+    /// The footer at a fixed image's new end says the new size before the old one's place is zero.
+    ResizeTooSoon,
+    /// A failed resize is not undone.
+    ResizeNotUndone,
     // Of the wire: what the system is asked.
     /// Syncs are not done.
     NoSync,
@@ -91,7 +101,7 @@ pub(crate) enum Bug {
 }
 
 /// All of them.
-pub(crate) const ALL: [Bug; 38] = [
+pub(crate) const ALL: [Bug; 43] = [
     Bug::PointersFirst,
     Bug::OneEpoch,
     Bug::LateBitmap,
@@ -114,6 +124,11 @@ pub(crate) const ALL: [Bug; 38] = [
     Bug::TrimShowsParent,
     Bug::NeighbourEntryLost,
     Bug::DoubleAllocation,
+    Bug::ResizeNotSynced,
+    Bug::ResizeStaleShown,
+    Bug::ResizeOnlyInFront,
+    Bug::ResizeTooSoon,
+    Bug::ResizeNotUndone,
     Bug::NoSync,
     Bug::NoFirstBarrier,
     Bug::NoLastBarrier,
@@ -139,6 +154,7 @@ impl Bug {
             self,
             Self::FailedWriteLands
                 | Self::FailedCommitSettles
+                | Self::ResizeNotUndone
                 | Self::SyncRetried
                 | Self::SyncErrorIgnored
                 | Self::WriteErrorIgnored

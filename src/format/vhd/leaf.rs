@@ -7,13 +7,14 @@ use vhd::bat::BatEntry;
 use vhd::{BlockIndex, FileOffset as VhdOffset, Image, SectorNo, Sparse, bitmap};
 
 use super::file_at;
+use super::grow::Grower;
 use super::layer::{VhdLayer, run, sectors_of};
 use super::publish::Batch;
 use super::table::BlockState;
 use super::tail::{Backing, Tail};
 use crate::engine::layer::{
-    Blocked, Corrupt, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken, Placed, Wave,
-    WaveNo,
+    Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken,
+    Placed, ResizeStep, Wave, WaveNo,
 };
 use crate::engine::units::{ByteLen, Extent};
 
@@ -72,6 +73,7 @@ impl Fresh {
 pub struct VhdLeaf {
     pub(super) layer: VhdLayer,
     pub(super) tail: Tail,
+    pub(super) grower: Grower,
     pub(super) fresh: BTreeMap<BlockIndex, Fresh>,
     /// Fresh blocks with something to publish.
     pub(super) unpublished: BTreeSet<BlockIndex>,
@@ -94,6 +96,7 @@ impl VhdLeaf {
         Self {
             layer,
             tail: Tail::new(backing, file_end, sparse.blocks_end, footer),
+            grower: Grower::new(image, sparse),
             fresh: BTreeMap::new(),
             unpublished: BTreeSet::new(),
             dirty_bits: BTreeSet::new(),
@@ -416,6 +419,18 @@ impl Leaf for VhdLeaf {
 
     fn abandoned(&mut self) {
         self.abandon_batch();
+    }
+
+    fn begin_resize(&mut self, size: ByteLen) -> Result<(), String> {
+        self.begin_growth(size)
+    }
+
+    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, Corrupt> {
+        self.grow_on(read)
+    }
+
+    fn undo_resize(&mut self) -> Vec<FileChange> {
+        self.undo_growth()
     }
 }
 

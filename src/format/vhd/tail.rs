@@ -85,6 +85,16 @@ impl Tail {
         self.backing == Backing::File && self.end != self.footer_at
     }
 
+    /// Where the footer on disk starts.
+    pub(super) const fn footer_at(&self) -> FileOffset {
+        self.footer_at
+    }
+
+    /// The image has another footer from now on, where the old one was.
+    pub(super) fn replace_footer(&mut self, footer: Vec<u8>) {
+        self.footer = footer;
+    }
+
     /// The footer is durable at this place now.
     pub(super) const fn footer_settled(&mut self, at: FileOffset) {
         self.footer_at = at;
