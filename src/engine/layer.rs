@@ -1,6 +1,7 @@
 //! What a format must be able to say about an image: where bytes live, and how its metadata reaches
 //! the disk without ever lying after a crash. Formats answer; they do no I/O.
 
+use super::request::FaultKind;
 use super::units::{ByteLen, Extent, FileOffset};
 
 /// A piece of metadata a layer needs before it can answer. The engine reads it and calls `learn`.
@@ -217,8 +218,8 @@ pub trait Leaf: Layer {
     /// must leave an image that opens with the old or the new size and with all its data.
     ///
     /// # Errors
-    /// When what was read breaks the format's rules; the resize is undone.
-    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, Corrupt> {
+    /// When what was read breaks the format's rules, or there is no room; the resize is undone.
+    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
         let _nothing_asked = read;
         Ok(ResizeStep::Done)
     }

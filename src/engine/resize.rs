@@ -137,7 +137,7 @@ impl Disk {
         let Some(seat) = &mut self.stack.leaf else { return };
         let file = seat.file;
         match seat.leaf.resize_step(read) {
-            Err(corrupt) => self.undo_resize(FaultKind::Corrupt(corrupt.0)),
+            Err(kind) => self.undo_resize(kind),
             Ok(ResizeStep::Done) => self.finish_resize(),
             Ok(ResizeStep::Read(at, len)) => {
                 self.outbox.emit(Purpose::ResizeRead, |id| Effect::Read {

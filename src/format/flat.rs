@@ -5,6 +5,7 @@ use crate::engine::layer::{
     Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken,
     Placed, ResizeStep, Wave, WaveNo,
 };
+use crate::engine::request::FaultKind;
 use crate::engine::units::{ByteLen, Extent, FileOffset};
 
 /// A flat image of a known size.
@@ -104,7 +105,7 @@ impl Leaf for Flat {
     }
 
     /// One change: with it the file, and so the disk, has the new size, without it the old one.
-    fn resize_step(&mut self, _read: Option<Vec<u8>>) -> Result<ResizeStep, Corrupt> {
+    fn resize_step(&mut self, _read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
         match self.growth {
             Growth::Lengthening(size) => {
                 self.growth = Growth::Lengthened(size);

@@ -8,6 +8,7 @@ use orlop::engine::layer::{
     Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, Placed,
     ResizeStep, Wave, WaveNo,
 };
+use orlop::engine::request::FaultKind;
 use orlop::engine::units::{ByteLen, DiskOffset, Extent, FileOffset};
 use vhd::{Geometry, Sparse};
 
@@ -421,7 +422,7 @@ impl Leaf for BadLeaf {
         self.inner.begin_resize(size)
     }
 
-    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, Corrupt> {
+    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
         let step = self.inner.resize_step(read)?;
         let ResizeStep::Change { mut changes, mut sync } = step else { return Ok(step) };
         match self.bug {
@@ -437,7 +438,6 @@ impl Leaf for BadLeaf {
     }
 
     fn undo_resize(&mut self) -> Vec<FileChange> {
-        let undo = self.inner.undo_resize();
-        if self.bug == Bug::ResizeNotUndone { Vec::new() } else { undo }
+        self.inner.undo_resize()
     }
 }

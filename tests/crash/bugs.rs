@@ -61,8 +61,6 @@ pub(crate) enum Bug {
     ResizeOnlyInFront,
     /// The footer at a fixed image's new end says the new size before the old one's place is zero.
     ResizeTooSoon,
-    /// A failed resize is not undone.
-    ResizeNotUndone,
     // Of the wire: what the system is asked.
     /// Syncs are not done.
     NoSync,
@@ -101,7 +99,7 @@ pub(crate) enum Bug {
 }
 
 /// All of them.
-pub(crate) const ALL: [Bug; 43] = [
+pub(crate) const ALL: [Bug; 42] = [
     Bug::PointersFirst,
     Bug::OneEpoch,
     Bug::LateBitmap,
@@ -128,7 +126,6 @@ pub(crate) const ALL: [Bug; 43] = [
     Bug::ResizeStaleShown,
     Bug::ResizeOnlyInFront,
     Bug::ResizeTooSoon,
-    Bug::ResizeNotUndone,
     Bug::NoSync,
     Bug::NoFirstBarrier,
     Bug::NoLastBarrier,
@@ -154,7 +151,6 @@ impl Bug {
             self,
             Self::FailedWriteLands
                 | Self::FailedCommitSettles
-                | Self::ResizeNotUndone
                 | Self::SyncRetried
                 | Self::SyncErrorIgnored
                 | Self::WriteErrorIgnored

@@ -132,16 +132,7 @@ impl World {
 
     /// Whether a disk of `old` bytes may be refused `new` ones.
     pub(crate) fn may_refuse(&self, old: u64, new: u64) -> bool {
-        let whole = (self.plan.sectors + self.plan.spare) * 512;
-        let full = whole.next_multiple_of(self.plan.block_bytes);
-        new < old
-            || match self.plan.kind {
-                Kind::Raw => self.plan.device,
-                Kind::Fixed => false,
-                Kind::Dynamic => new > full,
-                // A raw parent may have a ragged end, a VHD's child has none.
-                Kind::Differencing { .. } => new > full,
-            }
+        new < old || (self.plan.kind == Kind::Raw && self.plan.device)
     }
 
     /// Puts a parent on top of the parents so far, filled with its own data.

@@ -16,6 +16,7 @@ use crate::engine::layer::{
     Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, Placed, ResizeStep, Wave,
     WaveNo,
 };
+use crate::engine::request::FaultKind;
 use crate::engine::units::{ByteLen, Extent, FileOffset};
 use crate::format::flat::Flat;
 
@@ -137,7 +138,7 @@ impl Leaf for FixedLeaf {
         Ok(())
     }
 
-    fn resize_step(&mut self, _read: Option<Vec<u8>>) -> Result<ResizeStep, Corrupt> {
+    fn resize_step(&mut self, _read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
         let Some(growth) = &mut self.growth else { return Ok(ResizeStep::Done) };
         if let Some(at) = growth.taken.take() {
             self.footer_at = at;

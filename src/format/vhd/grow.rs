@@ -2,16 +2,21 @@
 //! after it the copy in front say the new size. Where the copies differ the one at the end counts,
 //! so its sector is the moment at which the disk has grown.
 //!
-//! Refuses more blocks than the table has entries for, and more bytes than the format allows.
+//! Where the table has too few entries, a larger one takes its place before (`relocate`).
+//!
+//! Refuses more bytes than the format allows.
 
 use vhd::bat::{BatEntry, ENTRIES_PER_SECTOR};
-use vhd::{BlockIndex, Chs, DynamicHeader, Footer, Geometry, Image, Limits, SectorNo, Sparse};
+use vhd::footer::CREATOR_TAPDISK;
+use vhd::{BlockIndex, Chs, Footer, Geometry, Image, Limits, SectorNo};
 
 use super::bitmaps::Bitmaps;
 use super::leaf::VhdLeaf;
+use super::relocate::Move;
 use super::table::Table;
 use super::{file_at, len_of};
-use crate::engine::layer::{Corrupt, FileChange, ResizeStep};
+use crate::engine::layer::{FileChange, ResizeStep};
+use crate::engine::request::FaultKind;
 use crate::engine::units::{ByteLen, FileOffset};
 
 /// Sectors of the table looked at in one step: 64 KiB.
@@ -20,13 +25,12 @@ const STEP_SECTORS: u32 = 128;
 /// What a growth must know of an image beyond what serving it takes.
 pub(super) struct Grower {
     pub(super) footer: Footer,
-    pub(super) header: DynamicHeader,
     growth: Option<Growth>,
 }
 
 impl Grower {
-    pub(super) fn new(image: &Image, sparse: &Sparse) -> Self {
-        Self { footer: image.footer, header: sparse.header.clone(), growth: None }
+    pub(super) fn new(image: &Image) -> Self {
+        Self { footer: image.footer, growth: None }
     }
 }
 
@@ -35,6 +39,8 @@ struct Growth {
     geometry: Geometry,
     footer: Footer,
     stage: Stage,
+    /// The table's way to another place, until it is there.
+    going: Option<Box<Move>>,
     /// Where the block lies in which the disk ends.
     last: Option<SectorNo>,
     /// Entries behind the disk were cleared.
@@ -50,6 +56,7 @@ enum Stage {
     /// So many sectors from this one on were asked for.
     Looked(u32, u32),
     Scrub,
+    Move,
     Tail,
     Front,
     Finish,
@@ -63,15 +70,12 @@ impl VhdLeaf {
             return Err(format!("a dynamic VHD of {size} bytes; the most is {most} (2040 GiB)"));
         }
         let old = self.layer.geometry;
-        let block = old.block_bytes();
-        let reach = (u64::from(old.entries()) * block.get()).min(most.get());
-        let Some(geometry) = Geometry::new(size, block, old.entries()) else {
-            return Err(format!(
-                "the allocation table has {} entries for blocks of {block} bytes, so the disk can \
-                 have {reach} bytes at most and not {size}; the table would have to be moved, \
-                 which must be done offline",
-                old.entries()
-            ));
+        let (geometry, going) = match Geometry::new(size, old.block_bytes(), old.entries()) {
+            Some(geometry) => (geometry, None),
+            None => {
+                let going = self.larger_table(size)?;
+                (going.geometry(), Some(Box::new(going)))
+            }
         };
         let footer =
             Footer { current_size: size, geometry: Chs::for_size(size), ..self.grower.footer };
@@ -80,6 +84,7 @@ impl VhdLeaf {
             geometry,
             footer,
             stage: Stage::Look(first),
+            going,
             last: None,
             cleared: false,
             undo: Vec::new(),
@@ -87,22 +92,60 @@ impl VhdLeaf {
         Ok(())
     }
 
-    pub(super) fn grow_on(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, Corrupt> {
+    fn larger_table(&self, size: vhd::ByteLen) -> Result<Move, String> {
+        let old = &self.layer.geometry;
+        if self.grower.footer.creator.app == CREATOR_TAPDISK {
+            let reach = u64::from(old.entries()) * old.block_bytes().get();
+            return Err(format!(
+                "its allocation table has {} entries, enough for {reach} bytes and not for {size}; \
+                 other parts of the image are found by the table's place, so that one of \
+                 XenServer's must be moved by XenServer's own tools, offline",
+                old.entries()
+            ));
+        }
+        Move::new(old, size, self.layer.first)
+    }
+
+    pub(super) fn grow_on(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
         let Some(mut growth) = self.grower.growth.take() else { return Ok(ResizeStep::Done) };
-        let step = loop {
+        let step = self.next_growth(&mut growth, read);
+        if step != Ok(ResizeStep::Done) {
+            self.grower.growth = Some(growth);
+        }
+        step
+    }
+
+    fn next_growth(
+        &mut self,
+        growth: &mut Growth,
+        read: Option<Vec<u8>>,
+    ) -> Result<ResizeStep, FaultKind> {
+        let mut read = read;
+        loop {
             match growth.stage {
-                Stage::Look(first) => break self.look(&mut growth, first),
+                Stage::Look(first) => return Ok(self.look(growth, first)),
                 Stage::Looked(first, count) => {
-                    let bytes = read.as_deref().unwrap_or_default();
-                    if let Some(step) = self.looked(&mut growth, (first, count), bytes)? {
-                        break step;
+                    let bytes = read.take().unwrap_or_default();
+                    if let Some(step) = self.looked(growth, (first, count), bytes)? {
+                        return Ok(step);
                     }
                 }
                 Stage::Scrub => {
-                    growth.stage = Stage::Tail;
-                    if let Some(step) = self.scrub_end(&growth) {
-                        break step;
+                    growth.stage = Stage::Move;
+                    if let Some(step) = self.scrub_end(growth) {
+                        return Ok(step);
                     }
+                }
+                Stage::Move => {
+                    if let Some(going) = &mut growth.going {
+                        let step = self.move_on(going, &mut read);
+                        growth.undo.clone_from(&going.undo);
+                        if let Some(step) = step? {
+                            return Ok(step);
+                        }
+                    }
+                    growth.going = None;
+                    growth.stage = Stage::Tail;
                 }
                 Stage::Tail => {
                     growth.stage = Stage::Front;
@@ -110,11 +153,11 @@ impl VhdLeaf {
                     let old = self.grower.footer.to_bytes().to_vec();
                     let front = FileOffset::new(0);
                     growth.undo = [at, front].map(|at| FileChange::Write(at, old.clone())).to_vec();
-                    break footer_to(at, &growth.footer);
+                    return Ok(footer_to(at, &growth.footer));
                 }
                 Stage::Front => {
                     growth.stage = Stage::Finish;
-                    break footer_to(FileOffset::new(0), &growth.footer);
+                    return Ok(footer_to(FileOffset::new(0), &growth.footer));
                 }
                 Stage::Finish => {
                     self.layer.geometry = growth.geometry;
@@ -124,9 +167,7 @@ impl VhdLeaf {
                     return Ok(ResizeStep::Done);
                 }
             }
-        };
-        self.grower.growth = Some(growth);
-        Ok(step)
+        }
     }
 
     pub(super) fn undo_growth(&mut self) -> Vec<FileChange> {
@@ -147,11 +188,16 @@ impl VhdLeaf {
     }
 
     fn look(&self, growth: &mut Growth, first: u32) -> ResizeStep {
-        let last = BlockIndex::new(growth.geometry.blocks() - 1);
-        let count = (Table::sector_of(last) - first + 1).min(STEP_SECTORS);
+        let count = (self.last_sector(growth) - first + 1).min(STEP_SECTORS);
         growth.stage = Stage::Looked(first, count);
         let at = file_at(self.layer.table.at()) + ByteLen::new(u64::from(first) * 512);
         ResizeStep::Read(at, ByteLen::new(u64::from(count) * 512))
+    }
+
+    /// The last sector of the table with entries that come into use.
+    fn last_sector(&self, growth: &Growth) -> u32 {
+        let blocks = growth.geometry.blocks().min(self.layer.geometry.entries());
+        Table::sector_of(BlockIndex::new(blocks - 1))
     }
 
     /// Notes where the last block lies, and clears entries of blocks that no disk has shown: a
@@ -160,14 +206,14 @@ impl VhdLeaf {
         &self,
         growth: &mut Growth,
         (first, count): (u32, u32),
-        bytes: &[u8],
-    ) -> Result<Option<ResizeStep>, Corrupt> {
+        bytes: Vec<u8>,
+    ) -> Result<Option<ResizeStep>, FaultKind> {
         if bytes.len() != count as usize * 512 {
             let found = bytes.len();
-            return Err(Corrupt(format!("{found} bytes of {count} sectors of the table")));
+            return Err(FaultKind::Corrupt(format!("{found} bytes of {count} sectors of a table")));
         }
         let blocks = self.layer.geometry.blocks();
-        let mut bytes = bytes.to_vec();
+        let mut bytes = bytes;
         let mut cleared = false;
         for (block, entry) in (first * ENTRIES_PER_SECTOR..).zip(bytes.chunks_exact_mut(4)) {
             let raw = u32::from_be_bytes([entry[0], entry[1], entry[2], entry[3]]);
@@ -181,7 +227,7 @@ impl VhdLeaf {
             }
         }
         let next = first + count;
-        let end = Table::sector_of(BlockIndex::new(growth.geometry.blocks() - 1));
+        let end = self.last_sector(growth);
         growth.stage = if next <= end { Stage::Look(next) } else { Stage::Scrub };
         if !cleared {
             return Ok((next <= end).then(|| self.look(growth, next)));

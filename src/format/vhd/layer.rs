@@ -21,7 +21,7 @@ pub struct VhdLayer {
     /// Bitmaps asked for: where they lie, and whose they are.
     pub(super) asked: BTreeMap<FileOffset, BlockIndex>,
     /// Blocks lie behind all metadata.
-    first: VhdOffset,
+    pub(super) first: VhdOffset,
     /// Blocks end before this.
     pub(super) end: VhdOffset,
 }

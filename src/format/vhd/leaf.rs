@@ -16,6 +16,7 @@ use crate::engine::layer::{
     Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken,
     Placed, ResizeStep, Wave, WaveNo,
 };
+use crate::engine::request::FaultKind;
 use crate::engine::units::{ByteLen, Extent};
 
 /// Bytes of changed bitmaps kept in memory before a commit is forced.
@@ -96,7 +97,7 @@ impl VhdLeaf {
         Self {
             layer,
             tail: Tail::new(backing, file_end, sparse.blocks_end, footer),
-            grower: Grower::new(image, sparse),
+            grower: Grower::new(image),
             fresh: BTreeMap::new(),
             unpublished: BTreeSet::new(),
             dirty_bits: BTreeSet::new(),
@@ -425,7 +426,7 @@ impl Leaf for VhdLeaf {
         self.begin_growth(size)
     }
 
-    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, Corrupt> {
+    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
         self.grow_on(read)
     }
 

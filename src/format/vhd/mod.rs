@@ -7,6 +7,7 @@ mod grow;
 mod layer;
 mod leaf;
 mod publish;
+mod relocate;
 mod table;
 mod tail;
 
