@@ -94,6 +94,20 @@ impl Stack {
         Self { leaf, frozen, size, map }
     }
 
+    /// The disk has grown.
+    pub(super) fn grown(&mut self, size: ByteLen) {
+        self.size = size;
+        // The last window was cut at the old end.
+        let given_up = self.map.given_up;
+        self.map = ResolvedMap::new(size, self.frozen.len());
+        self.map.given_up = given_up;
+    }
+
+    /// Bytes of the disk that the layer below the leaf describes.
+    pub(super) fn size_below(&self) -> Option<ByteLen> {
+        self.frozen.first().map(|below| below.layer.size())
+    }
+
     /// Layers in all.
     pub(super) fn depth(&self) -> u16 {
         self.frozen.len() as u16 + u16::from(self.leaf.is_some())

@@ -14,7 +14,7 @@
 use super::disk::Disk;
 use super::effect::{Effect, IoError, Outcome, Source};
 use super::layer::{Wave, WaveNo};
-use super::request::{Fault, FaultKind};
+use super::request::{Fault, FaultKind, Request};
 use super::task::{Purpose, TaskKey, WaitFor};
 use super::units::DiskOffset;
 
@@ -141,7 +141,10 @@ impl Disk {
     fn finish_commit(&mut self) {
         self.commit.stage = Stage::Idle;
         for task in std::mem::take(&mut self.commit.serving) {
-            self.reply(task);
+            match self.tasks[task].request {
+                Request::Resize { .. } => self.resize_committed(task),
+                _ => self.reply(task),
+            }
         }
         self.resume(WaitFor::Commit);
         if !self.commit.queued.is_empty() {

@@ -9,6 +9,7 @@ use super::commit::Commit;
 use super::effect::{Effect, EffectId, FileId, IoError, LeafFile, Outcome, Target};
 use super::layer::{Blocked, Leaf, MetaPage};
 use super::request::{Answer, Fault, FaultKind, Reply, Request, RequestId};
+use super::resize::Resize;
 use super::task::{Outbox, Parking, Purpose, Task, TaskKey, WaitFor};
 use super::units::{ByteLen, DiskOffset, Extent, SECTOR};
 
@@ -23,6 +24,7 @@ pub struct Disk {
     pub(super) outbox: Outbox,
     pub(super) parking: Parking,
     pub(super) commit: Commit,
+    pub(super) resize: Resize,
     replies: VecDeque<Reply>,
     /// Tasks that wait until an overlapping task ends.
     waiting: VecDeque<TaskKey>,
@@ -58,6 +60,7 @@ impl Disk {
             outbox: Outbox::default(),
             parking: Parking::default(),
             commit: Commit::default(),
+            resize: Resize::default(),
             replies: VecDeque::new(),
             waiting: VecDeque::new(),
             admitting: false,
@@ -67,7 +70,8 @@ impl Disk {
         }
     }
 
-    /// Size of the disk in bytes.
+    /// Size of the disk in bytes. A resize changes it when the new size is durable, before its
+    /// reply can be fetched.
     pub fn size(&self) -> ByteLen {
         self.size
     }
@@ -116,11 +120,7 @@ impl Disk {
             self.replies.push_back(Reply { id, result: Err(fault) });
             return;
         }
-        let exclusive = match &request {
-            Request::Zero { .. } | Request::Discard { .. } => true,
-            Request::Write { extent, .. } => self.is_ragged(*extent),
-            _ => false,
-        };
+        let exclusive = self.is_exclusive(&request);
         let key = self.tasks.insert(Task {
             id,
             request,
@@ -135,11 +135,35 @@ impl Disk {
             parked: false,
             settled: true,
         });
-        if self.conflicts(key) {
+        if matches!(request, Request::Resize { .. }) {
+            self.queue_resize(key);
+        } else if self.resize.is_pending() || self.conflicts(key) {
             self.waiting.push_back(key);
         } else {
             self.admit(key);
         }
+    }
+
+    /// Whether no other request may touch the same sectors while this one runs.
+    fn is_exclusive(&self, request: &Request) -> bool {
+        match request {
+            Request::Zero { .. } | Request::Discard { .. } => true,
+            Request::Write { extent, .. } => self.is_ragged(*extent),
+            _ => false,
+        }
+    }
+
+    /// The size has changed: what was no ragged end may be one now.
+    pub(super) fn review_waiting(&mut self) {
+        for at in 0..self.waiting.len() {
+            let key = self.waiting[at];
+            self.tasks[key].exclusive = self.is_exclusive(&self.tasks[key].request);
+        }
+    }
+
+    /// Tasks that run.
+    pub(super) fn admitted(&self) -> usize {
+        self.tasks.len() - self.waiting.len() - self.resize.queued()
     }
 
     /// The next effect for the host, if any.
@@ -174,6 +198,9 @@ impl Disk {
             Purpose::Scrub { block } => self.scrub_done(block, &outcome),
             Purpose::Wave => self.wave_write_done(&outcome),
             Purpose::Barrier => self.barrier_done(&outcome),
+            Purpose::ResizeRead => self.resize_read(outcome),
+            Purpose::ResizeChange => self.resize_changed(&outcome),
+            Purpose::ResizeBarrier => self.resize_barrier_done(&outcome),
         }
     }
 
@@ -232,6 +259,8 @@ impl Disk {
                     self.join_commit_or_reply(key);
                     return;
                 }
+                // Has its own way through the disk.
+                Request::Resize { .. } => return,
             }
         }
         self.finish_if_done(key);
@@ -330,6 +359,7 @@ impl Disk {
         };
         self.replies.push_back(Reply { id: task.id, result });
         self.exclusives -= usize::from(task.admitted && task.exclusive);
+        self.resize.end(key);
         self.admit_waiting();
     }
 
@@ -340,8 +370,9 @@ impl Disk {
             return;
         }
         self.admitting = true;
+        while self.try_resize() {}
         let mut moved = true;
-        while moved && !self.waiting.is_empty() {
+        while moved && !self.waiting.is_empty() && !self.resize.is_pending() {
             moved = false;
             // Those not looked at now are looked at when the next task ends. If none runs, the
             // first has nothing to conflict with.
@@ -460,6 +491,7 @@ impl Disk {
             ended.push(key);
         }
         ended.extend(std::mem::take(&mut self.waiting));
+        ended.extend(self.resize.take_waiters());
         for key in ended {
             let idle = self.tasks[key].pending == 0;
             if idle {
@@ -486,6 +518,6 @@ pub(super) fn extent_of(request: &Request) -> Option<Extent> {
         | Request::Zero { extent, .. }
         | Request::Discard { extent, .. }
         | Request::Map { extent, .. } => Some(*extent),
-        Request::Flush => None,
+        Request::Flush | Request::Resize { .. } => None,
     }
 }

@@ -156,6 +156,16 @@ pub enum Effect {
         /// Length.
         len: ByteLen,
     },
+    /// Give the file this length; what is added reads as zeroes (ftruncate). Only a resize asks for
+    /// it, and only of a regular file.
+    SetLength {
+        /// Name.
+        id: EffectId,
+        /// File.
+        file: LeafFile,
+        /// The new length.
+        len: ByteLen,
+    },
     /// Make every effect on the file that completed before this one started durable (fdatasync).
     Sync {
         /// Name.
@@ -173,6 +183,7 @@ impl Effect {
             | Self::Write { id, .. }
             | Self::Zero { id, .. }
             | Self::Punch { id, .. }
+            | Self::SetLength { id, .. }
             | Self::Sync { id, .. } => *id,
         }
     }
@@ -184,6 +195,7 @@ impl Effect {
             Self::Write { file, .. }
             | Self::Zero { file, .. }
             | Self::Punch { file, .. }
+            | Self::SetLength { file, .. }
             | Self::Sync { file, .. } => file.file(),
         }
     }

@@ -1,6 +1,7 @@
 //! What a format must be able to say about an image: where bytes live, and how its metadata reaches
 //! the disk without ever lying after a crash. Formats answer; they do no I/O.
 
+use super::request::FaultKind;
 use super::units::{ByteLen, Extent, FileOffset};
 
 /// A piece of metadata a layer needs before it can answer. The engine reads it and calls `learn`.
@@ -126,7 +127,39 @@ pub struct Wave {
     pub writes: Vec<(FileOffset, Vec<u8>)>,
 }
 
+/// A change that a resize makes to the leaf's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileChange {
+    /// These bytes go to this place.
+    Write(FileOffset, Vec<u8>),
+    /// This range reads as zeroes from then on; the file keeps its length.
+    Punch(FileOffset, ByteLen),
+    /// The file has this length from then on.
+    SetLength(ByteLen),
+}
+
+/// What a leaf wants next on its way to another size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResizeStep {
+    /// These bytes of its file.
+    Read(FileOffset, ByteLen),
+    /// These changes, in any order; `sync` asks for a barrier behind them.
+    Change {
+        /// The changes; none when only the barrier is wanted.
+        changes: Vec<FileChange>,
+        /// Whether they must be durable before the next step.
+        sync: bool,
+    },
+    /// Nothing: the new size is durable, and `size` says it.
+    Done,
+}
+
 /// The one layer of a chain that takes writes.
+///
+/// A resize is `begin_resize`, then `resize_step` until it says [`ResizeStep::Done`]; the engine
+/// carries out each step before it asks for the next, and serves nothing else meanwhile. Before it
+/// begins everything is committed, so the leaf is not dirty and has no reservations.
+///
 ///
 /// A commit is wave 0, barrier, wave 1, barrier, ... until `wave` says `None`; then `settled`. If a
 /// write of a wave fails, `abandoned` is called instead and the next commit starts over. A failed
@@ -171,4 +204,29 @@ pub trait Leaf: Layer {
 
     /// A metadata write of the commit failed: what it meant to make durable is dirty again.
     fn abandoned(&mut self);
+
+    /// Gets ready to grow to `size`, which is more than the size now and whole sectors.
+    ///
+    /// # Errors
+    /// Why this image cannot have that size, what the most is, and what to do; nothing has changed
+    /// and nothing more is asked.
+    fn begin_resize(&mut self, size: ByteLen) -> Result<(), String> {
+        Err(format!("an image of this kind cannot be given {size} bytes: its size is fixed"))
+    }
+
+    /// The next step; `read` are the bytes that the last one asked for. At every moment a crash
+    /// must leave an image that opens with the old or the new size and with all its data.
+    ///
+    /// # Errors
+    /// When what was read breaks the format's rules, or there is no room; the resize is undone.
+    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
+        let _nothing_asked = read;
+        Ok(ResizeStep::Done)
+    }
+
+    /// The last step failed: what to change so that the old size is certain again; the leaf is as
+    /// before `begin_resize`. If these changes fail too, the disk stops.
+    fn undo_resize(&mut self) -> Vec<FileChange> {
+        Vec::new()
+    }
 }

@@ -11,6 +11,7 @@ pub mod layer;
 mod map;
 mod read;
 pub mod request;
+mod resize;
 mod task;
 pub mod units;
 mod write;

@@ -52,6 +52,14 @@ pub enum Request {
     },
     /// Make everything acknowledged before this request was submitted durable.
     Flush,
+    /// Let the disk grow to this size; what is added reads as zeroes. Replied to when the new size
+    /// is durable, and with it everything acknowledged before. Requests submitted meanwhile wait.
+    /// A failure leaves the old size in force, but until a later resize succeeds the image may
+    /// open with either.
+    Resize {
+        /// The new size: whole sectors, not less than the old one.
+        size: ByteLen,
+    },
 }
 
 /// A piece of a read's answer.
@@ -133,6 +141,10 @@ pub enum FaultKind {
     /// The format or the device has no room for another block.
     #[error("no space left in the image: {0}")]
     NoSpace(&'static str),
+    /// The image cannot do what was asked, and nothing was changed: what, why, and what could be
+    /// done instead.
+    #[error("not supported: {0}")]
+    Unsupported(String),
     /// The disk was opened read-only.
     #[error("the disk is read-only")]
     ReadOnly,

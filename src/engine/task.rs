@@ -60,6 +60,9 @@ pub(super) enum Purpose {
     Scrub { block: u32 },
     Wave,
     Barrier,
+    ResizeRead,
+    ResizeChange,
+    ResizeBarrier,
 }
 
 /// Effects in flight, and those not yet fetched by the host.

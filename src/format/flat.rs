@@ -2,21 +2,51 @@
 //! disk) and raw block devices. Every byte has its home from the start, so a commit is one barrier.
 
 use crate::engine::layer::{
-    Blocked, Corrupt, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken, Placed, Wave,
-    WaveNo,
+    Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken,
+    Placed, ResizeStep, Wave, WaveNo,
 };
+use crate::engine::request::FaultKind;
 use crate::engine::units::{ByteLen, Extent, FileOffset};
 
 /// A flat image of a known size.
 #[derive(Debug)]
 pub struct Flat {
     size: ByteLen,
+    growth: Growth,
 }
+
+/// Whether the disk can grow, and how far it is on its way.
+#[derive(Debug)]
+enum Growth {
+    /// What lies behind the disk is not ours to change.
+    Never(&'static str),
+    /// The disk is all of its file, and may grow with it.
+    WithFile,
+    /// The file is being given this size.
+    Lengthening(ByteLen),
+    /// It has it; the disk follows.
+    Lengthened(ByteLen),
+}
+
+/// The longest file that Linux can have, to the sector.
+const MOST_BYTES: u64 = i64::MAX as u64 / 512 * 512;
 
 impl Flat {
     /// A flat image whose disk is the first `size` bytes of the file.
     pub const fn new(size: ByteLen) -> Self {
-        Self { size }
+        Self { size, growth: Growth::Never("this image has no room to grow into") }
+    }
+
+    /// A raw image that is all of a regular file, so that it can grow.
+    pub const fn growing(size: ByteLen) -> Self {
+        Self { size, growth: Growth::WithFile }
+    }
+
+    /// A raw image that is a block device.
+    pub const fn on_device(size: ByteLen) -> Self {
+        let why = "a raw disk on a block device has the device's size; grow the device and open \
+                   it again";
+        Self { size, growth: Growth::Never(why) }
     }
 }
 
@@ -62,6 +92,39 @@ impl Leaf for Flat {
     fn settled(&mut self) {}
 
     fn abandoned(&mut self) {}
+
+    fn begin_resize(&mut self, size: ByteLen) -> Result<(), String> {
+        if let Growth::Never(why) = self.growth {
+            return Err(why.into());
+        }
+        if size.get() > MOST_BYTES {
+            return Err(format!("no file can have {size} bytes; the most is {MOST_BYTES}"));
+        }
+        self.growth = Growth::Lengthening(size);
+        Ok(())
+    }
+
+    /// One change: with it the file, and so the disk, has the new size, without it the old one.
+    fn resize_step(&mut self, _read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
+        match self.growth {
+            Growth::Lengthening(size) => {
+                self.growth = Growth::Lengthened(size);
+                let changes = vec![FileChange::SetLength(size)];
+                Ok(ResizeStep::Change { changes, sync: true })
+            }
+            Growth::Lengthened(size) => {
+                self.size = size;
+                self.growth = Growth::WithFile;
+                Ok(ResizeStep::Done)
+            }
+            Growth::Never(_) | Growth::WithFile => Ok(ResizeStep::Done),
+        }
+    }
+
+    fn undo_resize(&mut self) -> Vec<FileChange> {
+        self.growth = Growth::WithFile;
+        vec![FileChange::SetLength(self.size)]
+    }
 }
 
 fn home(wanted: Extent) -> FileOffset {

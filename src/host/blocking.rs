@@ -52,6 +52,10 @@ fn call(task: &mut Task) -> Result<usize, Errno> {
             rustix::fs::fallocate(task.file().fd(), erase_mode(how), at.get(), len.get())?;
             Ok(0)
         }
+        Call::SetLength { len } => {
+            rustix::fs::ftruncate(task.file().fd(), len.get())?;
+            Ok(0)
+        }
         Call::Sync => {
             rustix::fs::fdatasync(task.file().fd())?;
             Ok(0)

@@ -33,6 +33,8 @@ pub(super) enum Call {
     Write { at: FileOffset, via: Via, durable: bool },
     /// Make a range read as zeroes.
     Erase { how: Erase, at: FileOffset, len: ByteLen },
+    /// ftruncate.
+    SetLength { len: ByteLen },
     /// fdatasync.
     Sync,
 }
@@ -52,6 +54,7 @@ pub(super) enum Work {
     Read { at: FileOffset, into: Target },
     Write { at: FileOffset, from: Source, durable: bool },
     Erase { how: Erase, at: FileOffset, len: ByteLen },
+    SetLength { len: ByteLen },
     Sync,
 }
 
@@ -71,6 +74,7 @@ pub(super) fn split(tag: u32, effect: Effect) -> (TaskName, Work) {
         Effect::Write { at, from, durable, .. } => Work::Write { at, from, durable },
         Effect::Zero { at, len, .. } => Work::Erase { how: Erase::Zero, at, len },
         Effect::Punch { at, len, .. } => Work::Erase { how: Erase::Punch, at, len },
+        Effect::SetLength { len, .. } => Work::SetLength { len },
         Effect::Sync { .. } => Work::Sync,
     };
     (name, work)
@@ -91,6 +95,7 @@ enum State {
     Read(Read),
     Write(Write),
     Erase { how: Erase, at: FileOffset, len: ByteLen },
+    SetLength { len: ByteLen },
     Sync,
 }
 
@@ -132,6 +137,11 @@ impl Task {
             Work::Erase { how, at, len } => {
                 checked(at, len, true)?;
                 State::Erase { how, at, len }
+            }
+            Work::SetLength { len } => {
+                // Claims nothing: whoever changes the length lets nothing else run.
+                checked(FileOffset::new(0), len, false)?;
+                State::SetLength { len }
             }
             Work::Sync => State::Sync,
         };
@@ -188,7 +198,7 @@ impl Task {
                 };
                 if refused.load(Ordering::Relaxed) { self.write_zeroes() } else { None }
             }
-            State::Sync => None,
+            State::SetLength { .. } | State::Sync => None,
         }
     }
 
@@ -198,6 +208,7 @@ impl Task {
             State::Read(read) => Call::Read { at: read.position() },
             State::Write(write) => write.call(),
             State::Erase { how, at, len } => Call::Erase { how: *how, at: *at, len: *len },
+            State::SetLength { len } => Call::SetLength { len: *len },
             State::Sync => Call::Sync,
         }
     }
@@ -207,7 +218,7 @@ impl Task {
         match &mut self.state {
             State::Read(read) => read.buffer(),
             State::Write(write) => write.ragged_buffer(),
-            State::Erase { .. } | State::Sync => &mut [],
+            State::Erase { .. } | State::SetLength { .. } | State::Sync => &mut [],
         }
     }
 
@@ -223,13 +234,17 @@ impl Task {
         let loan = match &self.state {
             State::Read(read) => read.straight_loan(),
             State::Write(write) => write.straight_loan(),
-            State::Erase { .. } | State::Sync => None,
+            State::Erase { .. } | State::SetLength { .. } | State::Sync => None,
         };
         loan.is_some_and(|loan| loan.span().region == REGISTERED)
     }
 
-    /// Whether the task is a small cached write that is better done at once.
+    /// Whether the task is better done at once than by the ring: a small cached write, or a change
+    /// of the file's length, which is rare and which older rings cannot do.
     pub(super) fn is_inline(&self) -> bool {
+        if matches!(self.state, State::SetLength { .. }) {
+            return true;
+        }
         let State::Write(write) = &self.state else { return false };
         self.file.inline_writes() && !write.is_durable() && write.left().get() <= INLINE_MAX_BYTES
     }
@@ -258,7 +273,7 @@ impl Task {
                 Err(error) => Some(Outcome::Failed(error)),
                 Ok(()) => write.is_over().then_some(Outcome::Done),
             },
-            State::Erase { .. } | State::Sync => Some(Outcome::Done),
+            State::Erase { .. } | State::SetLength { .. } | State::Sync => Some(Outcome::Done),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::engine::layer::{Layer, Leaf};
 use crate::engine::units::ByteLen;
 use crate::engine::{Disk, FrozenLayer};
 use crate::format::Flat;
-use crate::format::vhd::{Backing, VhdLayer, VhdLeaf};
+use crate::format::vhd::{Backing, FixedLeaf, VhdLayer, VhdLeaf};
 use crate::host::OpenMode;
 
 /// The format of an image.
@@ -105,9 +105,12 @@ impl Content {
         match self {
             Self::Vhd(image) => match image.sparse() {
                 Some(sparse) => Box::new(VhdLeaf::new(image, sparse, backing)),
-                None => Box::new(Flat::new(self.size())),
+                None => Box::new(FixedLeaf::new(image, backing)),
             },
-            Self::Raw { size } => Box::new(Flat::new(*size)),
+            Self::Raw { size } => Box::new(match backing {
+                Backing::File => Flat::growing(*size),
+                Backing::Device => Flat::on_device(*size),
+            }),
         }
     }
 }

@@ -5,8 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orlop::engine::layer::{
-    Blocked, Corrupt, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, Placed, Wave, WaveNo,
+    Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, Placed,
+    ResizeStep, Wave, WaveNo,
 };
+use orlop::engine::request::FaultKind;
 use orlop::engine::units::{ByteLen, DiskOffset, Extent, FileOffset};
 use vhd::{Geometry, Sparse};
 
@@ -38,6 +40,8 @@ struct BadLeaf {
     freed: Option<u64>,
     /// Sectors of the disk zeroed in a child.
     cleared: BTreeSet<u64>,
+    /// The size last asked for.
+    wanted: ByteLen,
 }
 
 /// Builds a bug into a leaf.
@@ -60,6 +64,7 @@ pub(crate) fn wrap(leaf: Box<dyn Leaf>, bug: Bug, bytes: &[u8]) -> Box<dyn Leaf>
         moved: BTreeMap::new(),
         freed: None,
         cleared: BTreeSet::new(),
+        wanted: ByteLen::ZERO,
     })
 }
 
@@ -260,6 +265,17 @@ impl BadLeaf {
         }
     }
 
+    /// Lets every footer say the new size.
+    fn tell_size(&self, changes: &mut [FileChange]) {
+        for change in changes {
+            let FileChange::Write(_, bytes) = change else { continue };
+            if let Ok(footer) = vhd::Footer::parse(bytes) {
+                let current_size = vhd::ByteLen::new(self.wanted.get());
+                *bytes = vhd::Footer { current_size, ..footer }.to_bytes().to_vec();
+            }
+        }
+    }
+
     fn disk_sectors(extent: Extent) -> std::ops::Range<u64> {
         extent.at.get() / 512..extent.end().get().div_ceil(512)
     }
@@ -399,5 +415,29 @@ impl Leaf for BadLeaf {
         } else {
             self.inner.abandoned();
         }
+    }
+
+    fn begin_resize(&mut self, size: ByteLen) -> Result<(), String> {
+        self.wanted = size;
+        self.inner.begin_resize(size)
+    }
+
+    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
+        let step = self.inner.resize_step(read)?;
+        let ResizeStep::Change { mut changes, mut sync } = step else { return Ok(step) };
+        match self.bug {
+            Bug::ResizeNotSynced => sync = false,
+            Bug::ResizeStaleShown => changes.retain(|c| !matches!(c, FileChange::Punch(..))),
+            Bug::ResizeOnlyInFront => {
+                changes.retain(|c| !matches!(c, FileChange::Write(at, _) if at.get() > 0));
+            }
+            Bug::ResizeTooSoon => self.tell_size(&mut changes),
+            _ => {}
+        }
+        Ok(ResizeStep::Change { changes, sync })
+    }
+
+    fn undo_resize(&mut self) -> Vec<FileChange> {
+        self.inner.undo_resize()
     }
 }

@@ -53,6 +53,14 @@ pub(crate) enum Bug {
     NeighbourEntryLost,
     /// Two blocks get the same home.
     DoubleAllocation,
+    /// No step of a resize is made durable before the next.
+    ResizeNotSynced,
+    /// What lay behind the old end is left there.
+    ResizeStaleShown,
+    /// Of the footers only the copy in front learns the new size.
+    ResizeOnlyInFront,
+    /// The footer at a fixed image's new end says the new size before the old one's place is zero.
+    ResizeTooSoon,
     // Of the wire: what the system is asked.
     /// Syncs are not done.
     NoSync,
@@ -91,7 +99,7 @@ pub(crate) enum Bug {
 }
 
 /// All of them.
-pub(crate) const ALL: [Bug; 38] = [
+pub(crate) const ALL: [Bug; 42] = [
     Bug::PointersFirst,
     Bug::OneEpoch,
     Bug::LateBitmap,
@@ -114,6 +122,10 @@ pub(crate) const ALL: [Bug; 38] = [
     Bug::TrimShowsParent,
     Bug::NeighbourEntryLost,
     Bug::DoubleAllocation,
+    Bug::ResizeNotSynced,
+    Bug::ResizeStaleShown,
+    Bug::ResizeOnlyInFront,
+    Bug::ResizeTooSoon,
     Bug::NoSync,
     Bug::NoFirstBarrier,
     Bug::NoLastBarrier,

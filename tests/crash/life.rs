@@ -4,7 +4,7 @@
 
 use orlop::engine::Disk;
 use orlop::engine::effect::FileId;
-use orlop::engine::request::{Answer, FaultKind, MapKind, Reply, Request, RequestId};
+use orlop::engine::request::{Answer, Fault, FaultKind, MapKind, Reply, Request, RequestId};
 use orlop::engine::units::{ByteLen, DiskOffset, Extent, SECTOR, Span};
 use orlop::host::sim::atom::{Atom, Stage};
 use orlop::host::sim::enumerate::{CrashPoint, Depth, SizeMode};
@@ -43,6 +43,8 @@ pub(crate) enum Op {
     Read { cells: Cells },
     /// Map and compare.
     Map { cells: Cells },
+    /// Give the disk so many sectors.
+    Resize { sectors: u32 },
 }
 
 /// The rule that was broken, where, and the story of that place.
@@ -60,6 +62,7 @@ enum Waits {
     Flush { issue: u64 },
     Read { cells: Cells, issue: u64 },
     Map { cells: Cells, issue: u64 },
+    Resize { sectors: u32 },
 }
 
 /// How a life is lived.
@@ -128,7 +131,7 @@ impl<'w> Life<'w> {
 
     /// Cells of the disk.
     pub(crate) fn cells(&self) -> u32 {
-        self.oracle.cells()
+        (self.disk.size().get() / CELL as u64) as u32
     }
 
     /// Whether another request may be submitted.
@@ -181,6 +184,11 @@ impl<'w> Life<'w> {
                 let request = Request::Map { extent: extent(cells), limit: 64 };
                 (Waits::Map { cells, issue }, request)
             }
+            Op::Resize { sectors } => {
+                self.oracle.may_grow(sectors * 4);
+                let size = ByteLen::new(u64::from(sectors) * SECTOR);
+                (Waits::Resize { sectors }, Request::Resize { size })
+            }
         };
         self.slots[slot] = Some(waits);
         self.disk.submit(RequestId(slot as u64), request);
@@ -226,11 +234,36 @@ impl<'w> Life<'w> {
         if let Err(fault) = &reply.result {
             // A device may fill up: blocks given back are free only once a commit settled.
             let full = self.world.is_device() && matches!(fault.kind, FaultKind::NoSpace(_));
-            if !full && self.host.struck() == self.struck_before {
+            let refused = match (waits, &fault.kind) {
+                (Waits::Resize { sectors }, FaultKind::Unsupported(_)) => {
+                    let new = u64::from(sectors) * SECTOR;
+                    self.world.may_refuse(self.disk.size().get(), new)
+                }
+                _ => false,
+            };
+            if !full && !refused && self.host.struck() == self.struck_before {
                 return self.violated(format!("failed for no reason: {fault}"), None);
             }
         }
         match waits {
+            Waits::Resize { sectors } if reply.result.is_ok() => {
+                if self.cells() != sectors * 4 {
+                    let found = self.disk.size();
+                    return self.violated(format!("{sectors} sectors, but {found} bytes"), None);
+                }
+                self.oracle.settle_size(sectors * 4);
+                // Others may be under way.
+                for other in self.slots.iter().flatten() {
+                    if let Waits::Resize { sectors } = other {
+                        self.oracle.may_grow(sectors * 4);
+                    }
+                }
+            }
+            Waits::Resize { sectors } => {
+                if let Err(Fault { kind: FaultKind::Unsupported(_), .. }) = reply.result {
+                    self.oracle.never_grew(sectors * 4);
+                }
+            }
             Waits::Write(no) => self.oracle.ack(no, reply.result.is_ok()),
             Waits::Flush { issue } if reply.result.is_ok() => self.oracle.flushed(issue),
             Waits::Flush { .. } => {}
@@ -320,7 +353,8 @@ impl<'w> Life<'w> {
 
     /// Loses power, or kills the process, here and in every way, and judges each.
     pub(crate) fn crash_everywhere(&mut self, kill: bool) -> Result<(), Violation> {
-        let allowed: Vec<Vec<Tag>> = (0..self.cells())
+        let oracle = &self.oracle;
+        let allowed: Vec<Vec<Tag>> = (0..self.oracle.cells())
             .map(|cell| {
                 let mut tags = Vec::new();
                 self.oracle.allowed(cell, &mut tags);
@@ -338,6 +372,9 @@ impl<'w> Life<'w> {
             let verdict = checker.verdict(print, |image| point.build(picked, image));
             let wrong = match &*verdict {
                 Err(why) => Some((why.clone(), None)),
+                Ok(cells) if !oracle.may_have(cells.len() as u32) => {
+                    Some((format!("after the crash the disk has {} cells", cells.len()), None))
+                }
                 Ok(cells) => {
                     cells.iter().zip(&allowed).position(|(tag, ok)| !ok.contains(tag)).map(|cell| {
                         (format!("after the crash: {}", cells[cell]), Some(cell as u32))
@@ -427,6 +464,9 @@ impl<'w> Life<'w> {
         match self.world.open(self.host.file(self.file).live().bytes(), self.style.bug) {
             Ok(disk) => {
                 self.disk = disk;
+                // What is open is durable: the opening synced.
+                let cells = self.cells();
+                self.oracle.settle_size(cells);
                 Ok(())
             }
             Err(why) => self.violated(why, None),

@@ -63,6 +63,8 @@ pub(crate) struct Oracle {
     per_cell: Vec<Vec<u32>>,
     /// Issue time of the latest durable mutation of each cell; 0: none.
     bar: Vec<u64>,
+    /// Sizes in cells that the disk may have after a crash; the live one is the first.
+    sizes: Vec<u32>,
 }
 
 impl Oracle {
@@ -75,12 +77,48 @@ impl Oracle {
             writes: Vec::new(),
             per_cell: vec![Vec::new(); initial.len()],
             bar: vec![0; initial.len()],
+            sizes: vec![initial.len() as u32],
         }
     }
 
-    /// Cells of the disk.
+    /// Cells of the disk, at its largest.
     pub(crate) fn cells(&self) -> u32 {
         self.initial.len() as u32
+    }
+
+    /// Whether the disk may have so many cells after a crash now.
+    pub(crate) fn may_have(&self, cells: u32) -> bool {
+        self.sizes.contains(&cells)
+    }
+
+    /// A growth is submitted: new cells are zeroes, if there are any.
+    pub(crate) fn may_grow(&mut self, cells: u32) {
+        self.tick();
+        self.sizes.push(cells);
+        if cells > self.cells() {
+            self.resize(cells);
+        }
+    }
+
+    /// A growth was refused: nothing was changed for it.
+    pub(crate) fn never_grew(&mut self, cells: u32) {
+        if let Some(at) = self.sizes.iter().rposition(|size| *size == cells) {
+            self.sizes.remove(at);
+        }
+    }
+
+    /// The disk has so many cells now, durably; larger ones are forgotten.
+    pub(crate) fn settle_size(&mut self, cells: u32) {
+        self.sizes = vec![cells];
+        if self.writes.is_empty() || cells > self.cells() {
+            self.resize(cells);
+        }
+    }
+
+    fn resize(&mut self, cells: u32) {
+        self.initial.resize(cells as usize, vec![Tag::ZERO]);
+        self.per_cell.resize(cells as usize, Vec::new());
+        self.bar.resize(cells as usize, 0);
     }
 
     /// Lets time pass; no two events share a moment.
@@ -187,6 +225,7 @@ impl Oracle {
     pub(crate) fn lost_power(&mut self, content: &[Tag]) {
         self.tick();
         self.writes.clear();
+        self.settle_size(content.len() as u32);
         for (cell, tag) in content.iter().enumerate() {
             self.initial[cell] = vec![*tag];
             self.per_cell[cell].clear();
@@ -205,7 +244,8 @@ impl Oracle {
         self.writes.clear();
         self.per_cell.iter_mut().for_each(Vec::clear);
         self.bar.fill(0);
-        let all = Cells { first: 0, count: self.cells() };
+        // What may grow out of a resize that was under way is zero.
+        let all = Cells { first: 0, count: content.len() as u32 };
         let no = self.issue(all, Puts::Zeroes, false);
         self.writes[no.0].found = Some(content.to_vec());
         self.ack(no, true);

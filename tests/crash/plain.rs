@@ -19,6 +19,10 @@ pub(crate) fn read_cell(chain: &[Bytes<'_>], number: u32, cell: &mut [u8]) {
     let at = number as usize * CELL;
     cell.fill(0);
     for layer in chain {
+        // What a layer does not reach is zero, whatever lies below it.
+        if at >= size(*layer) {
+            return;
+        }
         let found = match *layer {
             Bytes::Flat(bytes) => bytes.get(at..at + CELL),
             Bytes::Sparse(bytes) => sparse(bytes, at),
@@ -27,6 +31,14 @@ pub(crate) fn read_cell(chain: &[Bytes<'_>], number: u32, cell: &mut [u8]) {
             cell.copy_from_slice(found);
             return;
         }
+    }
+}
+
+/// Bytes of the disk that a layer describes.
+pub(crate) fn size(layer: Bytes<'_>) -> usize {
+    match layer {
+        Bytes::Flat(bytes) => bytes.len(),
+        Bytes::Sparse(bytes) => number(bytes, 48, 8),
     }
 }
 

@@ -19,8 +19,17 @@ const SCHEDULES: u64 = if cfg!(debug_assertions) { 1 } else { 3 };
 
 /// Two blocks of eight sectors.
 fn small(kind: Kind, device: bool, filled: usize) -> World {
-    let plan =
-        Plan { kind, block_bytes: 4096, sectors: 16, ragged: 0, device, foreign: false, filled };
+    let plan = Plan {
+        kind,
+        block_bytes: 4096,
+        sectors: 16,
+        ragged: 0,
+        device,
+        foreign: false,
+        filled,
+        spare: 8,
+        cut: true,
+    };
     World::new(plan, 0xB0D1E5)
 }
 

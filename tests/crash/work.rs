@@ -32,6 +32,8 @@ pub(crate) fn plan(rng: &mut Rng) -> Plan {
             device: false,
             foreign: false,
             filled: rng.below(2),
+            spare: 0,
+            cut: false,
         };
     }
     if rng.chance(1, 3) {
@@ -42,7 +44,14 @@ pub(crate) fn plan(rng: &mut Rng) -> Plan {
     let device = !matches!(kind, Kind::Fixed) && rng.chance(1, 4);
     let filled = [0, 0, 3, 6][rng.below(4)];
     let foreign = kind == Kind::Dynamic && filled > 0 && rng.chance(1, 2);
-    Plan { kind, block_bytes: block_sectors * 512, sectors, ragged, device, foreign, filled }
+    let spare = if kind != Kind::Raw && rng.chance(1, 2) {
+        rng.below(2 * block_sectors as usize) as u64
+    } else {
+        0
+    };
+    let cut = spare > 0 && rng.chance(1, 2);
+    let block_bytes = block_sectors * 512;
+    Plan { kind, block_bytes, sectors, ragged, device, foreign, filled, spare, cut }
 }
 
 /// One to three failures somewhere in the life.
@@ -66,7 +75,7 @@ pub(crate) fn op(rng: &mut Rng, cells: u32) -> Op {
         if rng.chance(1, 5) { ragged(rng, cells) } else { sectors(rng, cells) }
     };
     let fua = rng.chance(1, 5);
-    match rng.below(20) {
+    match rng.below(22) {
         0..9 => Op::Write { cells: place(rng), fua },
         9..12 => Op::Flush,
         12 | 13 => Op::Zero { cells: place(rng), unmap: rng.chance(1, 2), fua },
@@ -74,9 +83,22 @@ pub(crate) fn op(rng: &mut Rng, cells: u32) -> Op {
         16 => Op::Zero { cells: large(rng, cells), unmap: rng.chance(2, 3), fua },
         17 => Op::Discard { cells: large(rng, cells), fua },
         18 => Op::Map { cells: place(rng) },
+        19 => Op::Resize { sectors: resized(rng, cells) },
         _ => Op::Read { cells: place(rng) },
     }
 }
+
+/// A few sectors more, now and then one less.
+fn resized(rng: &mut Rng, cells: u32) -> u32 {
+    if rng.chance(1, 16) {
+        return cells / 4 - 1;
+    }
+    let most = [2, 8, 20][rng.below(3)];
+    (cells.div_ceil(4) + rng.below(most) as u32).min(MOST_SECTORS)
+}
+
+/// Sectors beyond which no disk grows.
+const MOST_SECTORS: u32 = 160;
 
 /// One to eight whole sectors, short ones more often.
 fn sectors(rng: &mut Rng, cells: u32) -> Cells {

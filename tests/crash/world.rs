@@ -8,7 +8,7 @@ use orlop::engine::layer::{Layer, Leaf};
 use orlop::engine::units::{ByteLen, FileOffset};
 use orlop::engine::{Disk, FrozenLayer};
 use orlop::format::Flat;
-use orlop::format::vhd::{Backing as LeafBacking, VhdLayer, VhdLeaf};
+use orlop::format::vhd::{Backing as LeafBacking, FixedLeaf, VhdLayer, VhdLeaf};
 use orlop::host::sim::fs::{Backing, Change};
 use orlop::host::sim::rng::Rng;
 use vhd::{
@@ -18,7 +18,7 @@ use vhd::{
 
 use crate::bad_leaf::wrap;
 use crate::bugs::Bug;
-use crate::plain::{Bytes, read_cell};
+use crate::plain::{Bytes, read_cell, size};
 use crate::populate::populate;
 use crate::probe::read_disk;
 use crate::tag::{CELL, Tag};
@@ -54,6 +54,11 @@ pub(crate) struct Plan {
     pub(crate) foreign: bool,
     /// Out of 8, how much of the leaf is written before the life begins.
     pub(crate) filled: usize,
+    /// Sectors by which the leaf was once larger: its table has entries for them (a fixed image's
+    /// file has the room).
+    pub(crate) spare: u64,
+    /// Whether it was filled when it was that large.
+    pub(crate) cut: bool,
 }
 
 /// One step of a recovery.
@@ -92,14 +97,42 @@ impl World {
                 world.grow_parent(level, last && raw, &mut rng);
             }
         }
-        let filled = plan.filled;
+        world.plan.sectors += plan.spare;
         world.leaf = world.fresh_leaf(&mut rng);
-        world.leaf = populate(&world, 1, filled, &mut rng);
+        if plan.cut {
+            world.leaf = populate(&world, 1, plan.filled, &mut rng);
+        }
+        world.plan = plan;
+        world.cut();
+        if !plan.cut {
+            world.leaf = populate(&world, 1, plan.filled, &mut rng);
+        }
         if plan.foreign {
             world.thin_out_bitmaps();
         }
         world.content = world.read().expect("a world's own image reads");
         world
+    }
+
+    /// Takes the spare sectors away from the disk, but nothing out of its image.
+    fn cut(&mut self) {
+        if self.plan.spare == 0 {
+            return;
+        }
+        let size = vhd::ByteLen::new(self.plan.sectors * 512);
+        let image = open_image(&self.leaf).expect("a leaf just made opens");
+        let geometry = vhd::Chs::for_size(size);
+        let footer = vhd::Footer { current_size: size, geometry, ..image.footer }.to_bytes();
+        let tail = self.leaf.len() as u64 - 512;
+        put(&mut self.leaf, tail, &footer);
+        if self.plan.kind != Kind::Fixed {
+            put(&mut self.leaf, 0, &footer);
+        }
+    }
+
+    /// Whether a disk of `old` bytes may be refused `new` ones.
+    pub(crate) fn may_refuse(&self, old: u64, new: u64) -> bool {
+        new < old || (self.plan.kind == Kind::Raw && self.plan.device)
     }
 
     /// Puts a parent on top of the parents so far, filled with its own data.
@@ -109,7 +142,7 @@ impl World {
             (false, true) => Kind::Dynamic,
             (false, false) => Kind::Differencing { parents: 1, raw: false },
         };
-        let plan = Plan { kind, device: false, foreign: false, ..self.plan };
+        let plan = Plan { kind, device: false, foreign: false, spare: 0, cut: false, ..self.plan };
         let mut below = Self {
             plan,
             leaf: Vec::new(),
@@ -273,12 +306,12 @@ impl World {
     /// # Errors
     /// When the image cannot be opened.
     pub(crate) fn open(&self, bytes: &[u8], bug: Option<Bug>) -> Result<Disk, String> {
-        let size = self.plan.sectors * 512 + self.plan.ragged;
         let leaf: Box<dyn Leaf> = match self.plan.kind {
-            Kind::Raw => Box::new(Flat::new(ByteLen::new(size))),
-            Kind::Fixed => {
-                Box::new(Flat::new(ByteLen::new(open_image(bytes)?.footer.current_size.get())))
+            Kind::Raw if self.plan.device => {
+                Box::new(Flat::on_device(ByteLen::new(bytes.len() as u64)))
             }
+            Kind::Raw => Box::new(Flat::growing(ByteLen::new(bytes.len() as u64))),
+            Kind::Fixed => Box::new(FixedLeaf::new(&open_image(bytes)?, LeafBacking::File)),
             Kind::Dynamic | Kind::Differencing { .. } => self.open_sparse(bytes)?,
         };
         let leaf = match bug {
@@ -328,7 +361,8 @@ impl World {
             read_cell(&chain, number, &mut cell);
             Tag::read(number, &cell)
         };
-        Some((0..self.cells()).map(read).collect())
+        let cells = (size(Bytes::Sparse(bytes)) / CELL) as u32;
+        Some((0..cells).map(read).collect())
     }
 
     fn frozen(&self) -> Vec<FrozenLayer> {

@@ -200,6 +200,10 @@ impl Bench {
                 self.punched += stop - start;
                 Outcome::Done
             }
+            Effect::SetLength { len, .. } => {
+                file.resize(len.get() as usize, 0);
+                Outcome::Done
+            }
             Effect::Sync { .. } if std::mem::take(&mut self.fail_sync) => {
                 self.syncs += 1;
                 Outcome::Failed(IoError::EIO)

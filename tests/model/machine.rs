@@ -78,6 +78,10 @@ impl InMemory {
                 self.files[file][start..stop].fill(0);
                 Outcome::Done
             }
+            Effect::SetLength { len, .. } => {
+                self.files[file].resize(len.get() as usize, 0);
+                Outcome::Done
+            }
             Effect::Sync { .. } => Outcome::Done,
         }
     }

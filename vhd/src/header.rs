@@ -157,6 +157,34 @@ impl DynamicHeader {
     }
 }
 
+/// Bytes of the header's first sector, which alone changes when the table moves.
+pub const SWITCH_BYTES: usize = 512;
+
+/// The first sector of the header in `bytes` with its table at another place and of another size;
+/// the second sector, whose bytes the checksum covers too, stays as it is.
+///
+/// # Errors
+/// When `bytes` are no sound header.
+pub fn with_table(
+    bytes: &[u8],
+    table: FileOffset,
+    entries: u32,
+) -> Result<[u8; SWITCH_BYTES], HeaderError> {
+    DynamicHeader::parse(bytes)?;
+    let raw = RawHeader::read_from_bytes(bytes)
+        .map_err(|_| HeaderError::Length { found: bytes.len() })?;
+    let mut raw = RawHeader {
+        table_offset: table.get().into(),
+        max_entries: entries.into(),
+        checksum: 0.into(),
+        ..raw
+    };
+    raw.checksum = checksum(raw.as_bytes()).into();
+    let mut first = [0; SWITCH_BYTES];
+    first.copy_from_slice(&raw.as_bytes()[..SWITCH_BYTES]);
+    Ok(first)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{DynamicHeader, HEADER_BYTES, HeaderError, PARENT_NAME_BYTES};
@@ -190,6 +218,17 @@ mod tests {
         assert_eq!(DynamicHeader::parse(&sample().to_bytes()), Ok(sample()));
         assert_eq!(sample().parent_name_text(), "a.\u{20AC}\u{FFFD}");
         assert!(!sample().parent_name_is_unterminated());
+    }
+
+    #[test]
+    fn the_table_moves_with_one_sector_of_the_header() {
+        let old = sample().to_bytes();
+        let first = super::with_table(&old, FileOffset::new(8192), 9).expect("sound");
+        let mut moved = old;
+        moved[..512].copy_from_slice(&first);
+        let wanted =
+            DynamicHeader { table_offset: FileOffset::new(8192), max_entries: 9, ..sample() };
+        assert_eq!(DynamicHeader::parse(&moved), Ok(wanted));
     }
 
     #[test]

@@ -19,9 +19,9 @@ pub struct VhdLayer {
     pub(super) table: Table,
     pub(super) bitmaps: Bitmaps,
     /// Bitmaps asked for: where they lie, and whose they are.
-    asked: BTreeMap<FileOffset, BlockIndex>,
+    pub(super) asked: BTreeMap<FileOffset, BlockIndex>,
     /// Blocks lie behind all metadata.
-    first: VhdOffset,
+    pub(super) first: VhdOffset,
     /// Blocks end before this.
     pub(super) end: VhdOffset,
 }

@@ -7,14 +7,16 @@ use vhd::bat::BatEntry;
 use vhd::{BlockIndex, FileOffset as VhdOffset, Image, SectorNo, Sparse, bitmap};
 
 use super::file_at;
+use super::grow::Grower;
 use super::layer::{VhdLayer, run, sectors_of};
 use super::publish::Batch;
 use super::table::BlockState;
 use super::tail::{Backing, Tail};
 use crate::engine::layer::{
-    Blocked, Corrupt, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken, Placed, Wave,
-    WaveNo,
+    Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken,
+    Placed, ResizeStep, Wave, WaveNo,
 };
+use crate::engine::request::FaultKind;
 use crate::engine::units::{ByteLen, Extent};
 
 /// Bytes of changed bitmaps kept in memory before a commit is forced.
@@ -72,6 +74,7 @@ impl Fresh {
 pub struct VhdLeaf {
     pub(super) layer: VhdLayer,
     pub(super) tail: Tail,
+    pub(super) grower: Grower,
     pub(super) fresh: BTreeMap<BlockIndex, Fresh>,
     /// Fresh blocks with something to publish.
     pub(super) unpublished: BTreeSet<BlockIndex>,
@@ -94,6 +97,7 @@ impl VhdLeaf {
         Self {
             layer,
             tail: Tail::new(backing, file_end, sparse.blocks_end, footer),
+            grower: Grower::new(image),
             fresh: BTreeMap::new(),
             unpublished: BTreeSet::new(),
             dirty_bits: BTreeSet::new(),
@@ -416,6 +420,18 @@ impl Leaf for VhdLeaf {
 
     fn abandoned(&mut self) {
         self.abandon_batch();
+    }
+
+    fn begin_resize(&mut self, size: ByteLen) -> Result<(), String> {
+        self.begin_growth(size)
+    }
+
+    fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
+        self.grow_on(read)
+    }
+
+    fn undo_resize(&mut self) -> Vec<FileChange> {
+        self.undo_growth()
     }
 }
 

@@ -2,12 +2,16 @@
 //! bitmaps on demand in bounded caches, allocation at the tail, and the two waves of a commit.
 
 mod bitmaps;
+mod fixed;
+mod grow;
 mod layer;
 mod leaf;
 mod publish;
+mod relocate;
 mod table;
 mod tail;
 
+pub use fixed::FixedLeaf;
 pub use layer::VhdLayer;
 pub use leaf::VhdLeaf;
 pub use tail::Backing;

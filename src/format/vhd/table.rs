@@ -46,6 +46,16 @@ impl Table {
         Self { at, bytes, pages: (0..count).map(|_| None).collect(), loaded: 0, hand: 0 }
     }
 
+    /// Where the table starts.
+    pub(super) const fn at(&self) -> FileOffset {
+        self.at
+    }
+
+    /// Bytes of the table, whole sectors.
+    pub(super) const fn bytes(&self) -> ByteLen {
+        self.bytes
+    }
+
     /// Whether a page of metadata at this place is one of the table's.
     pub(super) fn owns(&self, page: MetaPage) -> bool {
         let at = page.at.get();

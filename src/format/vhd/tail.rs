@@ -85,6 +85,29 @@ impl Tail {
         self.backing == Backing::File && self.end != self.footer_at
     }
 
+    /// The image reaches to `end` now, and its footer is durable there (on a device it stays).
+    pub(super) fn reach(&mut self, end: FileOffset) {
+        self.end = self.end.max(end);
+        if self.backing == Backing::File {
+            self.footer_at = self.end;
+        }
+    }
+
+    /// Free homes of this kind must not be given out any more.
+    pub(super) fn forget_free(&mut self, gone: impl Fn(SectorNo) -> bool) {
+        self.free.retain(|slot| !gone(*slot));
+    }
+
+    /// Where the footer on disk starts.
+    pub(super) const fn footer_at(&self) -> FileOffset {
+        self.footer_at
+    }
+
+    /// The image has another footer from now on, where the old one was.
+    pub(super) fn replace_footer(&mut self, footer: Vec<u8>) {
+        self.footer = footer;
+    }
+
     /// The footer is durable at this place now.
     pub(super) const fn footer_settled(&mut self, at: FileOffset) {
         self.footer_at = at;

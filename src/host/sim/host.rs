@@ -135,6 +135,9 @@ impl SimHost {
             Effect::Punch { at, len, .. } => {
                 Progress::Change { change: Change::Punch(at, len), durable: false }
             }
+            Effect::SetLength { len, .. } => {
+                Progress::Change { change: Change::Truncate(len), durable: false }
+            }
             Effect::Sync { .. } => Progress::Sync,
         };
         self.flights.push(Flight { id, file, started: self.clock, stage });

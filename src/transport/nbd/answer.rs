@@ -139,6 +139,7 @@ fn errno_of(fault: &Fault) -> Errno {
         FaultKind::Io(error) if error.is_space() => Errno::ENOSPC,
         FaultKind::NoSpace(_) => Errno::ENOSPC,
         FaultKind::ReadOnly => Errno::EPERM,
+        FaultKind::Unsupported(_) => Errno::ENOTSUP,
         FaultKind::Io(_) | FaultKind::Corrupt(_) | FaultKind::Stopped(_) => Errno::EIO,
     }
 }

@@ -46,6 +46,14 @@ impl Ram {
                 self.put(file, at, &bytes, fate)
             }
             Effect::Punch { file, at, len, .. } => self.punch(file, at, len, fate),
+            Effect::SetLength { file, len, .. } => match fate {
+                Fate::Done => {
+                    assert!(usize_of(len) <= FILE_BYTES_MAX, "a length far outside: {len}");
+                    self.files[usize::from(file.file().0)].resize(usize_of(len), 0);
+                    Outcome::Done
+                }
+                Fate::Fails(error, _) => Outcome::Failed(error),
+            },
             Effect::Sync { .. } => match fate {
                 Fate::Done => Outcome::Done,
                 Fate::Fails(error, _) => Outcome::Failed(error),
