@@ -150,7 +150,8 @@ fn an_overlay_takes_writes_and_the_image_none() {
     assert_same(&read_all(server.uri(), &folder), &wanted, "with the overlay");
     server.close();
     assert_same(&std::fs::read(&path).unwrap(), &bytes, "the image");
-    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(left.len(), 2, "nothing but the image and our copy stays: {left:?}");
 }
 
@@ -166,8 +167,12 @@ fn exports_come_and_go_while_others_are_used() {
     let admin = folder.path().join("admin");
     let place = text(folder.path());
     let server = Server::start(&a, &["--admin", text(&admin), "--allow-dir", place]);
-    let ask = |words: &[&str]| run_any(env!("CARGO_BIN_EXE_orlop"),
-        &[&["export", "--json", "--admin", text(&admin)], words].concat());
+    let ask = |words: &[&str]| {
+        run_any(
+            env!("CARGO_BIN_EXE_orlop"),
+            &[&["export", "--json", "--admin", text(&admin)], words].concat(),
+        )
+    };
     let spec = format!("name=b,image={}", text(&b));
     let added = ask(&["add", &spec]);
     assert!(added.status.success(), "{added:?}\n{}", server.log());

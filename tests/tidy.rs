@@ -100,7 +100,15 @@ const ROOMS: [Room; 16] = [
     Room {
         name: "server",
         rooms: &[
-            "engine", "host", "image", "meter", "partition", "shard", "size", "tls", "transport",
+            "engine",
+            "host",
+            "image",
+            "meter",
+            "partition",
+            "shard",
+            "size",
+            "tls",
+            "transport",
         ],
         crates: &["nbd", "nix", "rustix", "tokio", "tracing"],
         acts: true,

@@ -102,9 +102,9 @@ impl Look {
     #[must_use]
     pub fn at(registry: &Registry) -> Self {
         let seats = registry.seats();
-        let exports = seats.iter().map(|seat| {
-            (seat.name.clone(), seat.connections().len(), seat.meter.snapshot())
-        });
+        let exports = seats
+            .iter()
+            .map(|seat| (seat.name.clone(), seat.connections().len(), seat.meter.snapshot()));
         Self { at: Instant::now(), exports: exports.collect() }
     }
 

@@ -10,9 +10,9 @@ use vhd::{Finding, RepairStep, Report, Severity};
 
 use super::options::ImageOptions;
 use super::output::{Exit, Failure, SCHEMA_VERSION};
-use crate::size::human;
 use crate::engine::units::ByteLen;
 use crate::image::{Cause, ImageError, Repaired, inspect, inspect_layer, open, repair};
+use crate::size::human;
 
 /// What to check, and whether to repair it.
 #[derive(Args, Clone, Debug)]

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::options::ParentOptions;
 use super::output::{self, Exit, Failure, SCHEMA_VERSION};
-use crate::size::{human, parse_bytes, parse_sectors};
 use crate::engine::units::ByteLen;
 use crate::image::{Format, NewImage, NewKind, OpenOptions, create};
+use crate::size::{human, parse_bytes, parse_sectors};
 
 /// What to make.
 #[derive(Args, Clone, Debug)]

@@ -10,9 +10,9 @@ use vhd::{DiskKind, Image, TailState};
 
 use super::options::ImageOptions;
 use super::output::{self, Exit, Failure, SCHEMA_VERSION};
-use crate::size::human;
 use crate::engine::units::ByteLen;
 use crate::image::{Content, OpenedLayer, open, open_alone};
+use crate::size::human;
 
 /// What to tell about.
 #[derive(Args, Clone, Debug)]

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::options::ImageOptions;
 use super::output::{self, Exit, Failure, SCHEMA_VERSION};
-use crate::size::human;
 use crate::engine::Disk;
 use crate::engine::request::{Answer, MapKind, MapRun, Request, RequestId};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
 use crate::host::memory::{Arena, ArenaSize};
 use crate::host::{Aio, Event, Host};
 use crate::image::open;
+use crate::size::human;
 
 /// Runs asked for at once.
 const RUNS_MAX: u32 = 4096;

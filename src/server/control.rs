@@ -42,7 +42,9 @@ pub enum ControlError {
         error: std::io::Error,
     },
     /// Its window.
-    #[error("{path}: the disk has {disk} bytes, and a window from {at} of {size} does not lie in it")]
+    #[error(
+        "{path}: the disk has {disk} bytes, and a window from {at} of {size} does not lie in it"
+    )]
     Window {
         /// The image.
         path: String,
@@ -54,8 +56,10 @@ pub enum ControlError {
         size: ByteLen,
     },
     /// A list of names without anything that could prove one.
-    #[error("{0:?} has a list of who may use it, but the server has no TLS credentials; add \
-        --tls-certs or --tls-psk")]
+    #[error(
+        "{0:?} has a list of who may use it, but the server has no TLS credentials; add \
+        --tls-certs or --tls-psk"
+    )]
     NoCredentials(String),
     /// The parts of a disk cannot change its size.
     #[error("only an export of a whole disk that is not read-only can be resized")]

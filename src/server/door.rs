@@ -22,7 +22,7 @@ use super::limits::Limits;
 use super::listen::{Listener, Purpose};
 use super::passed;
 use super::registry::{Connection, Registry, Seat, Sight};
-use super::stream::Stream;
+use super::stream::{Stream, watched};
 use crate::meter::Meter;
 use crate::shard::NewClient;
 use crate::tls::{Ended, Secured, Tls, bridge};
@@ -99,10 +99,8 @@ impl Door {
         prepare(&socket);
         let stream = Stream::new(socket)?;
         let mut sight = Sight::new(&self.registry, self.tls.is_some(), preset);
-        let negotiated = tokio::time::timeout(
-            self.limits.handshake_time,
-            self.negotiate(stream, &mut sight),
-        );
+        let negotiated =
+            tokio::time::timeout(self.limits.handshake_time, self.negotiate(stream, &mut sight));
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "its handshake took too long");
         let Some((session, wire)) = negotiated.await.map_err(late)?? else { return Ok(()) };
         let Some((seat, place)) = sight.chosen() else { return Ok(()) };
@@ -192,6 +190,7 @@ impl Door {
         let meter = Arc::new(Meter::new());
         let settings = ClientSettings {
             window: seat.extent(),
+            whole: seat.window.is_none().then(|| seat.disk.size_bytes()),
             limits: self.limits.client,
             export_meter: Arc::clone(&seat.meter),
             meter: Arc::clone(&meter),
@@ -271,8 +270,7 @@ pub(super) async fn accept_all(
     crew: tokio::runtime::Handle,
 ) -> io::Result<()> {
     let (purpose, most_half_open) = (listener.purpose, door.limits.half_open);
-    rustix::io::ioctl_fionbio(&listener.socket, true)?;
-    let socket = AsyncFd::new(listener.socket.as_fd())?;
+    let socket = watched(listener.socket.as_fd())?;
     let mut handshakes = JoinSet::new();
     let mut half_open: VecDeque<AbortHandle> = VecDeque::new();
     loop {

@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::spec::ExportSpec;
 use crate::engine::units::ByteLen;
 use crate::image::{self, ImageError, OpenOptions, OpenedChain};
 use crate::shard::{DiskTag, Mailbox};
-use super::spec::ExportSpec;
 
 /// A disk in the hands of a shard.
-#[derive(Debug)]
 pub struct OwnedDisk {
     /// The image on top.
     pub path: PathBuf,
@@ -30,6 +29,8 @@ pub struct OwnedDisk {
     pub tag: DiskTag,
     /// The way to its shard.
     pub mailbox: Mailbox,
+    /// Which shard that is.
+    shard: usize,
     size_bytes: Arc<AtomicU64>,
     /// Exports that show it.
     users: AtomicUsize,
@@ -40,6 +41,11 @@ impl OwnedDisk {
     #[must_use]
     pub fn size(&self) -> ByteLen {
         ByteLen::new(self.size_bytes.load(Ordering::Acquire))
+    }
+
+    /// Where its size is told, for whoever changes it.
+    pub(super) fn size_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.size_bytes)
     }
 }
 
@@ -70,7 +76,7 @@ type FileKey = (u64, u64);
 
 /// Images opened before there was anybody to give them to: a process that is confined later opens
 /// what it needs first.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Prepared {
     shared: BTreeMap<FileKey, OpenedChain>,
     /// Those under an overlay, each for one export.
@@ -106,7 +112,6 @@ impl Prepared {
 }
 
 /// The disks of a process.
-#[derive(Debug)]
 pub struct Estate {
     shards: Vec<Mailbox>,
     shared: Mutex<BTreeMap<FileKey, Arc<OwnedDisk>>>,
@@ -165,20 +170,30 @@ impl Estate {
         chain: OpenedChain,
     ) -> Result<OwnedDisk, DiskError> {
         let path = options.path.clone();
-        let mailbox = self.quietest();
+        let shard = self.quietest();
+        let mailbox = self.shards[shard].clone();
         let size_bytes = Arc::new(AtomicU64::new(chain.size.get()));
         let (read_only, layers) = (chain.read_only, chain.layers.len());
         let attached = mailbox.attach(Box::new(move |add_file| chain.attach(add_file))).await;
         let tag = attached.map_err(|error| DiskError::Shard { path: path.clone(), error })?;
-        Ok(OwnedDisk { path, read_only, throwaway, layers, tag, mailbox, size_bytes, users: AtomicUsize::new(1) })
+        Ok(OwnedDisk {
+            path,
+            read_only,
+            throwaway,
+            layers,
+            tag,
+            mailbox,
+            shard,
+            size_bytes,
+            users: AtomicUsize::new(1),
+        })
     }
 
-    fn quietest(&self) -> Mailbox {
+    /// The shard with the fewest disks, overlays not counted.
+    fn quietest(&self) -> usize {
         let shared = self.lock();
-        let disks = |mailbox: &&Mailbox| {
-            shared.values().filter(|disk| disk.mailbox.is_same(mailbox)).count()
-        };
-        self.shards.iter().min_by_key(disks).expect("there is at least one shard").clone()
+        let disks = |shard: &usize| shared.values().filter(|disk| disk.shard == *shard).count();
+        (0..self.shards.len()).min_by_key(disks).expect("there is at least one shard")
     }
 
     /// Gives a disk up: if nothing else uses it, its shard makes it durable and closes it.

@@ -20,7 +20,6 @@ use crate::tls::{Peer, Rule};
 use crate::transport::nbd::{ExportShape, export_of};
 
 /// One export as it is being served.
-#[derive(Debug)]
 pub struct Seat {
     /// Names its connections on the shard.
     pub key: ExportKey,
@@ -136,7 +135,7 @@ const MAX_EXPORTS: usize = 4096;
 const NAME_MAX: usize = 4096;
 
 /// All exports of a server.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Registry {
     exports: RwLock<BTreeMap<String, Arc<Seat>>>,
     /// What clients get that ask for no name; the only export when `None`.

@@ -4,7 +4,7 @@
 //! here, and leave as the descriptor that the shard takes over.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -19,14 +19,22 @@ pub(super) struct Stream(AsyncFd<OwnedFd>);
 impl Stream {
     /// Takes a connected stream socket over.
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self(AsyncFd::new(socket)?))
+        Ok(Self(watched(socket)?))
     }
 
     /// The socket, for whoever goes on with it.
     pub(super) fn into_fd(self) -> OwnedFd {
         self.0.into_inner()
     }
+}
+
+/// Has the runtime watch a socket.
+pub(super) fn watched<F: AsFd + AsRawFd>(socket: F) -> io::Result<AsyncFd<F>> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    // Its successor is the same behind an unsafe promise: that the descriptor stays the same one.
+    // Owned and borrowed descriptors keep it.
+    #[expect(deprecated)]
+    AsyncFd::new(socket)
 }
 
 impl AsyncRead for Stream {

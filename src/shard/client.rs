@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::engine::Disk;
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, Request, RequestId};
+use crate::engine::units::ByteLen;
 use crate::host::memory::{Arena, Lease};
 use crate::host::{HangUp, Host, ReceiveInto, SendList, SocketId};
 
@@ -124,6 +125,11 @@ impl Context<'_> {
     /// The bytes behind spans.
     pub fn arena(&mut self) -> &mut Arena {
         self.arena
+    }
+
+    /// The disk's size now.
+    pub fn disk_size(&self) -> ByteLen {
+        self.disk.size()
     }
 
     /// Starts a receive on the client's socket. One at a time.

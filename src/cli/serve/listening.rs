@@ -121,9 +121,10 @@ fn activated(env: impl Fn(&str) -> Option<String>, own: u32) -> Result<Vec<RawFd
     if pid.trim().parse() != Ok(own) {
         return Ok(Vec::new());
     }
-    let count: RawFd = count.trim().parse().ok().filter(|n| (0..=1024).contains(n)).with_context(
-        || format!("LISTEN_FDS={count} in the environment is no number of descriptors"),
-    )?;
+    let count: RawFd =
+        count.trim().parse().ok().filter(|n| (0..=1024).contains(n)).with_context(|| {
+            format!("LISTEN_FDS={count} in the environment is no number of descriptors")
+        })?;
     Ok((inherited::FIRST..inherited::FIRST + count).collect())
 }
 

@@ -1,5 +1,7 @@
 //! Answers of the disk as NBD replies.
 
+use std::sync::atomic::Ordering;
+
 use ::nbd::transmission::{Command, Request as NbdRequest};
 use ::nbd::wire::{Errno, allocation, dirty};
 use ::nbd::{Bytes, ContextName, ContextSet, Echo, Offset, reply};
@@ -41,7 +43,10 @@ impl NbdClient {
                 self.push_status(&request, *contexts, &runs);
                 self.give_back(cx, lease);
             }
-            (Ok(_), _, lease) => {
+            (Ok(_), command, lease) => {
+                if let (Command::Resize { .. }, Some(told)) = (command, &self.whole) {
+                    told.store(cx.disk_size().get(), Ordering::Release);
+                }
                 self.out.push_bytes(&self.style.done(echo));
                 self.give_back(cx, lease);
             }

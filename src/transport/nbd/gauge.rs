@@ -75,6 +75,7 @@ pub(super) const fn op_of(command: &Command) -> Op {
         Command::WriteZeroes { .. } => Op::Zero,
         Command::Cache => Op::Cache,
         Command::BlockStatus { .. } => Op::Status,
+        Command::Resize { .. } => Op::Resize,
     }
 }
 
@@ -90,6 +91,7 @@ pub(super) fn op_of_header(header: &[u8]) -> Option<Op> {
         command::WRITE_ZEROES => Some(Op::Zero),
         command::CACHE => Some(Op::Cache),
         command::BLOCK_STATUS => Some(Op::Status),
+        command::RESIZE => Some(Op::Resize),
         _ => None,
     }
 }

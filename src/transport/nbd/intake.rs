@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use ::nbd::Bytes;
 use ::nbd::transmission::{Command, Parsed, Request as NbdRequest};
 use ::nbd::wire::Errno;
 
@@ -170,6 +171,10 @@ impl NbdClient {
         if self.requests.len() >= self.limits.requests || replies >= MAX_REPLY_BYTES {
             return Step::Pause;
         }
+        if self.whole.is_some() {
+            // Another connection may have changed it.
+            self.gate.set_size(Bytes(cx.disk_size().get()));
+        }
         match self.gate.parse(self.inbox.unread()) {
             Parsed::Incomplete => Step::Starve,
             Parsed::Disconnect => {
@@ -334,7 +339,8 @@ fn moved_bytes(request: &NbdRequest) -> u64 {
         Command::Flush
         | Command::Trim { .. }
         | Command::WriteZeroes { .. }
-        | Command::BlockStatus { .. } => 0,
+        | Command::BlockStatus { .. }
+        | Command::Resize { .. } => 0,
     }
 }
 
@@ -353,5 +359,6 @@ fn asked_of_disk(command: Command, extent: Extent, lease: Option<&Lease>) -> Req
             Request::Map { extent, limit: if req_one { 1 } else { MAX_RUNS } }
         }
         Command::Flush => Request::Flush,
+        Command::Resize { size } => Request::Resize { size: ByteLen::new(size.0) },
     }
 }

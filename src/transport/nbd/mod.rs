@@ -11,6 +11,7 @@ mod outgoing;
 mod settings;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use slab::Slab;
@@ -70,6 +71,8 @@ pub struct NbdClient {
     contexts: Vec<Metadata>,
     /// The part of the disk that is the export.
     window: Extent,
+    /// Where the disk's size is told, if the export is the whole disk.
+    whole: Option<Arc<AtomicU64>>,
     limits: ClientLimits,
     throttle: Arc<Throttle>,
     gauge: Gauge,
@@ -106,6 +109,7 @@ impl NbdClient {
             style: gate.reply_style(),
             contexts: session.contexts.clone(),
             window: settings.window,
+            whole: settings.whole,
             limits,
             throttle: settings.throttle,
             gauge: Gauge::new(settings.export_meter, settings.meter),

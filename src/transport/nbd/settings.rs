@@ -2,6 +2,7 @@
 //! who counts and slows what it does.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ::nbd::export::{BlockSize, Capabilities, Export};
@@ -18,6 +19,9 @@ const LEAF_BITMAP: &str = "leaf";
 pub struct ClientSettings {
     /// The part of the disk that is the export: as long as the export, inside the disk.
     pub window: Extent,
+    /// Where the disk's size in bytes is told, if the export is the whole disk however large that
+    /// is. The connection follows the disk, and tells here when its client changed the size.
+    pub whole: Option<Arc<AtomicU64>>,
     /// Its bounds.
     pub limits: ClientLimits,
     /// Counts for all connections of the export. They must be on one shard.
