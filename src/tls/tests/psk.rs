@@ -12,8 +12,9 @@ use super::{has, run, serve_echo, talk};
 
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 const OTHER: &str = "ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
-const ANY: &str = "NORMAL:+ECDHE-PSK:+DHE-PSK:+PSK";
-const TLS12: &str = "NORMAL:-VERS-ALL:+VERS-TLS1.2:+ECDHE-PSK:+DHE-PSK:+PSK";
+/// TLS 1.3 comes of it. With TLS 1.2 and a key, gnutls-cli 3.7 crashes, with any server; OpenSSL's
+/// client stands in there.
+const PRIORITY: &str = "NORMAL:+ECDHE-PSK:+DHE-PSK:+PSK";
 
 fn keys(text: &str) -> (TempDir, Result<Tls, LoadError>) {
     let dir = TempDir::new().unwrap();
@@ -22,10 +23,10 @@ fn keys(text: &str) -> (TempDir, Result<Tls, LoadError>) {
     (dir, tls)
 }
 
-fn gnutls(port: u16, user: &str, key: &str, priority: &str) -> Command {
+fn gnutls(port: u16, user: &str, key: &str) -> Command {
     let mut command = Command::new("timeout");
     command.args(["50", "gnutls-cli", "--port"]).arg(port.to_string());
-    command.args(["--pskusername", user, "--pskkey", key, "--priority", priority, "localhost"]);
+    command.args(["--pskusername", user, "--pskkey", key, "--priority", PRIORITY, "localhost"]);
     command
 }
 
@@ -43,36 +44,47 @@ async fn who_knows_the_key_is_let_in() {
     let tls = Tls::from_psk_file(dir.path()).unwrap().0;
     for line in text.lines() {
         let (user, key) = line.split_once(':').unwrap();
-        for priority in [ANY, TLS12] {
-            let (port, served) = serve_echo(tls.clone()).await;
-            let (good, text) = talk(gnutls(port, user, key, priority), b"aye aye\n").await;
-            assert!(good && text.contains("aye aye"), "{text}");
-            let (peer, ended) = served.await.unwrap().unwrap();
-            assert_eq!((peer, ended), (Peer::Key(user.to_owned()), Ended::Closed));
-        }
+        let (port, served) = serve_echo(tls.clone()).await;
+        let (good, text) = talk(gnutls(port, user, key), b"aye aye\n").await;
+        assert!(good && text.contains("aye aye"), "{text}");
+        let (peer, ended) = served.await.unwrap().unwrap();
+        assert_eq!((peer, ended), (Peer::Key(user.to_owned()), Ended::Closed));
     }
 }
 
 #[tokio::test]
 async fn a_stranger_and_a_wrong_key_are_refused_alike() {
-    if !has("gnutls-cli") {
+    if !has("gnutls-cli") || !has("openssl") {
         return;
     }
     let (_dir, tls) = keys(&format!("alice:{KEY}\n"));
     let tls = tls.unwrap();
-    for priority in [ANY, TLS12] {
+    for version in [None, Some("-tls1_3"), Some("-tls1_2")] {
         let mut said = Vec::new();
         for (user, key) in [("alice", OTHER), ("mallory", KEY), ("alic", KEY), ("alice2", KEY)] {
             let (port, served) = serve_echo(tls.clone()).await;
-            let (good, text) = talk(gnutls(port, user, key, priority), b"").await;
+            let command = match version {
+                None => gnutls(port, user, key),
+                Some(version) => s_client(port, &[version, "-psk_identity", user, "-psk", key]),
+            };
+            let (good, text) = talk(command, b"").await;
             assert!(!good, "{text}");
             let error = served.await.unwrap().unwrap_err();
             assert!(matches!(error, TlsError::WrongKey), "{error:?}");
-            let alert = text.lines().find(|line| line.contains("alert")).map(str::to_owned);
-            said.push((error.to_string(), alert));
+            // OpenSSL puts a thread's number in front.
+            let alert = text.lines().find(|line| line.contains("alert"));
+            let alert = alert.map(|line| line.split_once("SSL routines").map_or(line, |two| two.1));
+            said.push((error.to_string(), alert.expect("it was told").to_owned()));
         }
         assert!(said.iter().all(|one| *one == said[0]), "{said:?}");
     }
+}
+
+fn s_client(port: u16, more: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["50", "openssl", "s_client", "-connect"]);
+    command.arg(format!("127.0.0.1:{port}")).args(more);
+    command
 }
 
 #[tokio::test]
@@ -84,10 +96,7 @@ async fn openssl_is_let_in_but_not_with_tls_1_1_or_without_a_key() {
     let tls = tls.unwrap();
     let attempt = async |more: &[&str]| {
         let (port, served) = serve_echo(tls.clone()).await;
-        let mut command = Command::new("timeout");
-        command.args(["50", "openssl", "s_client", "-connect"]);
-        command.arg(format!("127.0.0.1:{port}")).args(more);
-        let (_, text) = talk(command, b"").await;
+        let (_, text) = talk(s_client(port, more), b"").await;
         (served.await.unwrap(), text)
     };
     let with = ["-psk_identity", "alice", "-psk", KEY];
@@ -207,10 +216,7 @@ async fn a_reload_takes_keys_away() {
             tls.reload().unwrap();
         }
         let (port, served) = serve_echo(tls.clone()).await;
-        let mut command = Command::new("timeout");
-        command.args(["50", "openssl", "s_client", "-psk_identity", "alice", "-psk", KEY]);
-        command.arg("-connect").arg(format!("127.0.0.1:{port}"));
-        talk(command, b"").await;
+        talk(s_client(port, &["-psk_identity", "alice", "-psk", KEY]), b"").await;
         assert_eq!(served.await.unwrap().is_ok(), allowed);
     }
 }
