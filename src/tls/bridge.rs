@@ -11,9 +11,10 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::time::timeout;
 
 use super::error::TlsError;
 use super::secured::Secured;
@@ -50,27 +51,45 @@ pub async fn bridge<S>(secured: Secured<S>, plain: UnixStream) -> Result<Ended, 
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut span = Span::new(secured, plain);
-    if !poll_fn(|cx| span.poll_until_plain_ends(cx)).await? {
+    bridge_for(secured, plain, FAREWELL).await
+}
+
+/// The bridge with another deadline for the end, so that tests need not wait.
+pub(super) async fn bridge_for<S>(
+    secured: Secured<S>,
+    plain: UnixStream,
+    farewell: Duration,
+) -> Result<Ended, TlsError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (reads, writes) = plain.into_split();
+    let plain = reads.as_ref();
+    let mut span = Span::new(secured, plain, writes);
+    // Also comes while the client reads nothing, and we therefore nothing of the plain side.
+    let mut plain_ends = pin!(async {
+        while !plain.ready(Interest::PRIORITY).await?.is_read_closed() {}
+        Ok::<(), TlsError>(())
+    });
+    let ended = poll_fn(|cx| match span.poll_both(cx) {
+        Poll::Ready(done) => Poll::Ready(done.map(|()| true)),
+        Poll::Pending => plain_ends.as_mut().poll(cx).map_ok(|()| false),
+    });
+    if !ended.await? {
         // The plain side will never send more. What it sent is delivered, but not for ever.
-        let mut deadline = pin!(sleep(FAREWELL));
-        let in_time = poll_fn(|cx| {
-            if let Poll::Ready(done) = span.poll_both(cx) {
-                return Poll::Ready(Some(done));
-            }
-            deadline.as_mut().poll(cx).map(|()| None)
-        });
+        let in_time = timeout(farewell, poll_fn(|cx| span.poll_both(cx)));
         match in_time.await {
-            Some(done) => done?,
-            None => return Ok(Ended::Abandoned),
+            Ok(done) => done?,
+            Err(_) => return Ok(Ended::Abandoned),
         }
     }
     Ok(if span.truncated { Ended::Truncated } else { Ended::Closed })
 }
 
-struct Span<S> {
+struct Span<'p, S> {
     secured: Secured<S>,
-    plain: UnixStream,
+    plain: &'p UnixStream,
+    writes: OwnedWriteHalf,
     /// What was read from the plain side and is encrypted next.
     chunk: Vec<u8>,
     incoming: Way,
@@ -89,12 +108,13 @@ enum Way {
     Done,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Span<S> {
-    fn new(mut secured: Secured<S>, plain: UnixStream) -> Self {
+impl<'p, S: AsyncRead + AsyncWrite + Unpin> Span<'p, S> {
+    fn new(mut secured: Secured<S>, plain: &'p UnixStream, writes: OwnedWriteHalf) -> Self {
         secured.widen();
         Self {
             secured,
             plain,
+            writes,
             chunk: vec![0; CHUNK_BYTES],
             incoming: Way::Open,
             outgoing: Way::Open,
@@ -103,21 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Span<S> {
         }
     }
 
-    /// Moves bytes until both ways are done (true), or the plain side has sent its last byte,
-    /// which may not have been read yet (false).
-    fn poll_until_plain_ends(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, TlsError>> {
-        if let Poll::Ready(done) = self.poll_both(cx) {
-            return Poll::Ready(done.map(|()| true));
-        }
-        // Also true while the client reads nothing, and we therefore nothing of the plain side.
-        let ended = pin!(self.plain.ready(Interest::PRIORITY));
-        match ended.poll(cx) {
-            Poll::Ready(Ok(ready)) if ready.is_read_closed() => Poll::Ready(Ok(false)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
-            _ => Poll::Pending,
-        }
-    }
-
+    /// Moves what can be moved. Ready when both ways are done.
     fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TlsError>> {
         let incoming = self.poll_inwards(cx)?;
         // After it, since what came in may want an answer of TLS itself.
@@ -145,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Span<S> {
             }
             let mut count = bytes.len();
             if !self.deaf {
-                match ready!(Pin::new(&mut self.plain).poll_write(cx, bytes)) {
+                match ready!(Pin::new(&mut self.writes).poll_write(cx, bytes)) {
                     Ok(written) => count = written,
                     // Its last words may still be unread, so the other way goes on.
                     Err(error) if is_hangup(&error) => self.deaf = true,
@@ -156,7 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Span<S> {
         }
         if self.incoming == Way::Ending {
             // Fails only if the plain side is gone already, which the other way will find.
-            let _ = ready!(Pin::new(&mut self.plain).poll_shutdown(cx));
+            let _ = ready!(Pin::new(&mut self.writes).poll_shutdown(cx));
             self.incoming = Way::Done;
         }
         Poll::Ready(Ok(()))
@@ -166,9 +172,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Span<S> {
     fn poll_outwards(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TlsError>> {
         while self.outgoing == Way::Open {
             ready!(self.secured.poll_send(cx))?;
-            let mut into = ReadBuf::new(&mut self.chunk);
-            let count = match ready!(Pin::new(&mut self.plain).poll_read(cx, &mut into)) {
-                Ok(()) => into.filled().len(),
+            ready!(self.plain.poll_read_ready(cx))?;
+            let count = match self.plain.try_read(&mut self.chunk) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 // Closed with bytes of ours unread; what it sent before was read by now.
                 Err(error) if is_hangup(&error) => 0,
                 Err(error) => return Poll::Ready(Err(error.into())),

@@ -22,6 +22,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use super::ClientVerify;
+use super::key::mended;
 
 /// No certificate is near this; a list of revocations may be.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -210,10 +211,15 @@ fn certified_key(directory: &Path, notices: &mut Vec<Notice>) -> Result<Certifie
 
     let key_path = directory.join("server-key.pem");
     let key = private_key(&key_path, notices)?;
-    let key = any_supported_type(&key).map_err(|error| {
-        let why = format!("{error}; use RSA of 2048 bits or more, P-256, P-384 or Ed25519");
-        LoadError::Unusable { path: key_path.clone(), why }
-    })?;
+    let key = any_supported_type(&key)
+        .or_else(|error| match mended(&key) {
+            Some(mended) => any_supported_type(&mended),
+            None => Err(error),
+        })
+        .map_err(|_| LoadError::Unusable {
+            path: key_path.clone(),
+            why: "it is none of RSA with 2048 bits or more, P-256, P-384 and Ed25519".to_owned(),
+        })?;
     let pair = CertifiedKey::new(chain, key);
     match pair.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(pair),

@@ -79,6 +79,8 @@ impl TlsError {
             Error::InvalidCertificate(error) => Self::from_certificate(error),
             Error::PeerIncompatible(
                 PeerIncompatible::ServerDoesNotSupportTls12Or13
+                // Every TLS 1.2 client sends these, and an older one has no such thing.
+                | PeerIncompatible::SignatureAlgorithmsExtensionRequired
                 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
                 | PeerIncompatible::SupportedVersionsExtensionRequired
                 | PeerIncompatible::Tls12NotOffered

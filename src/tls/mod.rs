@@ -28,6 +28,7 @@ use self::session::Session;
 mod bridge;
 mod directory;
 mod error;
+mod key;
 mod name;
 mod peer;
 #[cfg(feature = "psk")]

@@ -78,6 +78,8 @@ pub(super) struct Session {
     pub(super) outgoing: Bytes,
     peer_closed: bool,
     said_goodbye: bool,
+    /// There was an error. The connection must not be asked again: it would find it twice.
+    broken: bool,
 }
 
 impl Session {
@@ -91,6 +93,7 @@ impl Session {
             outgoing: Bytes::default(),
             peer_closed: false,
             said_goodbye: false,
+            broken: false,
         })
     }
 
@@ -141,12 +144,7 @@ impl Session {
 
     /// Processes all complete records. After an error, `outgoing` ends with the alert for it.
     pub(super) fn process(&mut self) -> Result<(), TlsError> {
-        let done = self.step(|_, _| Ok(()));
-        if done.is_err() {
-            // The alert comes with the next call, which then repeats the error.
-            let _ = self.step(|_, _| Ok(()));
-        }
-        done
+        self.step(|_, _| Ok(()))
     }
 
     /// Encrypts `bytes` (at most a chunk) behind what waits to be sent.
@@ -185,8 +183,37 @@ impl Session {
         if written { Ok(()) } else { Err(TlsError::NotOpen) }
     }
 
-    /// Runs the connection until it wants bytes or has nothing to do, then lets `idle` write.
     fn step(
+        &mut self,
+        idle: impl FnMut(&mut Traffic<'_>, &mut Bytes) -> Result<(), TlsError>,
+    ) -> Result<(), TlsError> {
+        if self.broken {
+            return Err(TlsError::NotOpen);
+        }
+        let done = self.run(idle);
+        if done.is_err() {
+            self.broken = true;
+            self.fetch_alerts();
+        }
+        done
+    }
+
+    /// After an error: moves the alert for it, and nothing else, to what waits to be sent.
+    fn fetch_alerts(&mut self) {
+        // While something waits inside, the connection gives that and looks at no input.
+        while self.connection.wants_write() {
+            let incoming = &mut self.received[self.start..self.end];
+            let UnbufferedStatus { discard, state } = self.connection.process_tls_records(incoming);
+            let Ok(ConnectionState::EncodeTlsData(mut data)) = state else { return };
+            if encode(&mut data, &mut self.outgoing).is_err() {
+                return;
+            }
+            self.start = (self.start + discard).min(self.end);
+        }
+    }
+
+    /// Runs the connection until it wants bytes or has nothing to do, then lets `idle` write.
+    fn run(
         &mut self,
         mut idle: impl FnMut(&mut Traffic<'_>, &mut Bytes) -> Result<(), TlsError>,
     ) -> Result<(), TlsError> {
