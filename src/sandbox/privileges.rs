@@ -220,7 +220,7 @@ fn drop_capabilities() -> io::Result<()> {
 }
 
 /// Memory registered with a ring counts as locked, for all processes of a user together, unless
-/// its maker is privileged. A ring is made after this; the second server of a user would go without.
+/// the maker is privileged. Rings are made after this: a user's second server would go without.
 fn keep_room_for_rings() {
     let all = Rlimit { current: None, maximum: None };
     // Who may not do this was under the limit before, and the host does without then.
