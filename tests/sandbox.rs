@@ -162,7 +162,9 @@ fn another_user() {
         return;
     }
     let folder = TempDir::new().unwrap();
-    std::fs::write(folder.path().join("secret"), "root's").unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "root's").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
     must_pass("another user", &victim_in(folder.path(), "another user"));
 }
 

@@ -65,7 +65,7 @@ fn work(uri: &str) {
 
 fn disk(folder: &Path) -> std::path::PathBuf {
     let path = folder.join("disk.vhd");
-    orlop(&["create", text(&path), "64M"]);
+    orlop(&["create", text(&path), "--size", "64M"]);
     path
 }
 
