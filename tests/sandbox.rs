@@ -28,6 +28,7 @@ type Test = (&'static str, fn());
 
 const TESTS: &[Test] = &[
     ("a_confined_process_reaches_the_paths_it_named_and_no_others", files),
+    ("images_beneath_a_permitted_folder_open_while_serving", images),
     ("a_confined_process_makes_no_connections_and_signals_nobody", outside),
     ("threads_that_run_already_are_not_forgotten", company),
     ("a_server_needs_neither_programs_nor_new_sockets_nor_rings", calls),
@@ -126,6 +127,18 @@ fn files() {
     must_pass("files", &victim_in(folder.path(), "files"));
     assert!(!folder.path().join("socket/file").exists(), "the socket could be removed");
     assert!(folder.path().join("write/file").exists());
+}
+
+fn images() {
+    let folder = TempDir::new().unwrap();
+    let allowed = folder.path().join("allowed");
+    std::fs::create_dir(&allowed).unwrap();
+    let (base, child) = (allowed.join("base.vhd"), allowed.join("child.vhd"));
+    let other = folder.path().join("other.vhd");
+    foreign::orlop(&["create", foreign::text(&base), "--size", "64M"]);
+    foreign::orlop(&["create", foreign::text(&child), "--parent", foreign::text(&base)]);
+    foreign::orlop(&["create", foreign::text(&other), "--size", "64M"]);
+    must_pass("images", &victim_in(folder.path(), "images"));
 }
 
 fn outside() {

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::mpsc::channel;
 
 use nix::libc::{EACCES, ENOSYS, EPERM};
+use orlop::image::{self, CacheMode, OpenOptions};
 use orlop::sandbox::{
     Allowed, Calls, Captive, Mode, SandboxError, User, assume, confine_calls, confine_files,
     drop_privileges,
@@ -25,6 +26,7 @@ pub(super) fn run(name: &str) {
         Some(("without", number)) => without(number.parse().unwrap()),
         _ => match name {
             "files" => files(),
+            "images" => images(),
             "outside" => outside(),
             "company" => company(),
             "calls" => calls(),
@@ -87,6 +89,47 @@ fn files() {
     refused(EACCES, "running a program", Command::new("/bin/true").spawn());
     let elsewhere = std::thread::spawn(|| File::open("/etc/passwd"));
     refused(EACCES, "a later thread", elsewhere.join().unwrap());
+}
+
+/// What a server does when it is given another image while it serves.
+fn images() {
+    let _report = drop_privileges(Mode::Required).unwrap();
+    let report = confine_files(&Allowed::new().write("allowed"), Mode::Required).unwrap();
+    assert_eq!(report.lacks(), []);
+    let (add, to_add) = channel::<OpenOptions>();
+    let server = std::thread::spawn(move || {
+        let mut depths = Vec::new();
+        while let Ok(options) = to_add.recv() {
+            depths.push(image::open(&options).map(|chain| chain.layers.len()));
+        }
+        depths
+    });
+    confined(true);
+    let here = std::env::current_dir().unwrap();
+    for cache in [CacheMode::Writeback, CacheMode::None] {
+        for path in ["allowed/child.vhd", "other.vhd"] {
+            let options = OpenOptions { cache, ..OpenOptions::new(here.join(path)) };
+            add.send(options).unwrap();
+        }
+    }
+    drop(add);
+    for (index, opened) in server.join().unwrap().into_iter().enumerate() {
+        match opened {
+            Ok(depth) => assert_eq!((index % 2, depth), (0, 2)),
+            Err(error) => {
+                assert_eq!(index % 2, 1, "{error:?}");
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let said = format!("{error} {}", cause.unwrap_or_default());
+                assert!(said.contains("Permission denied"), "{said}");
+            }
+        }
+    }
+    // A file without a name, as overlays are.
+    let unnamed = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::open("allowed", unnamed, mode).unwrap();
+    let elsewhere = rustix::fs::open(".", unnamed, mode);
+    refused(EACCES, "a file elsewhere", elsewhere.map_err(io::Error::from));
 }
 
 fn outside() {
