@@ -69,7 +69,8 @@ const IDENTITY: &[c_long] = &[
     libc::SYS_getrandom,
 ];
 
-/// Bytes of images, sockets, eventfds and the log.
+/// Bytes of images, sockets, eventfds and the log. The standard library copies between standard
+/// input, standard output and a socket by `splice` and `sendfile`, and fails if that stops midway.
 const TRANSFER: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_readv,
@@ -81,6 +82,9 @@ const TRANSFER: &[c_long] = &[
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
+    libc::SYS_splice,
+    libc::SYS_sendfile,
+    libc::SYS_copy_file_range,
     libc::SYS_lseek,
 ];
 

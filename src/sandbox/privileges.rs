@@ -220,11 +220,15 @@ fn drop_capabilities() -> io::Result<()> {
 }
 
 /// Memory registered with a ring counts as locked, for all processes of a user together, unless
-/// its maker is privileged. A ring is made after this; the second server of a user would go without.
+/// the maker is privileged. Rings are made after this: a user's second server would go without.
 fn keep_room_for_rings() {
     let all = Rlimit { current: None, maximum: None };
-    // Who may not do this was under the limit before, and the host does without then.
-    let _as_before = rustix::process::setrlimit(Resource::Memlock, all);
+    if rustix::process::setrlimit(Resource::Memlock, all).is_err() {
+        // As far as one may go; where that is too little, the host does without.
+        let had = rustix::process::getrlimit(Resource::Memlock);
+        let most = Rlimit { current: had.maximum, ..had };
+        let _as_before = rustix::process::setrlimit(Resource::Memlock, most);
+    }
 }
 
 fn refuse_core_dumps() -> io::Result<()> {
