@@ -186,8 +186,12 @@ pub fn spawn(aio: Aio, size: ArenaSize) -> io::Result<(Mailbox, Choice, JoinHand
     spawn_within(aio, size, DRAIN_LIMIT)
 }
 
-/// Starts a shard's thread whose clients have so long to finish when they must go.
-pub(crate) fn spawn_within(
+/// Starts a shard's thread, as [`spawn`] does, whose clients have so long to finish when they must
+/// go.
+///
+/// # Errors
+/// When no host or memory is to be had.
+pub fn spawn_within(
     aio: Aio,
     size: ArenaSize,
     drain_limit: Duration,

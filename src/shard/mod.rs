@@ -11,7 +11,8 @@ mod run;
 mod seats;
 
 pub use client::{Client, Context, Fate};
-#[cfg(test)]
-pub(crate) use mailbox::spawn_within;
-pub use mailbox::{Attachment, DiskTag, ExportKey, Mailbox, NewClient, Refused, spawn};
+
+pub use mailbox::{
+    Attachment, DiskTag, ExportKey, Mailbox, NewClient, Refused, spawn, spawn_within,
+};
 pub use own::READ_MAX;
