@@ -130,6 +130,7 @@ impl Rig {
             leftover: vec![],
         };
         let settings = ClientSettings {
+            whole: None,
             window: setup.window,
             limits: setup.limits,
             export_meter: setup.export_meter,
