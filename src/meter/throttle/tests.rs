@@ -119,12 +119,11 @@ fn the_rate_is_kept_within_two_hundredths() {
         world.live_until(Duration::from_secs(60));
         let per_s = |amount: u64| amount as f64 / 60.0;
         let near = |told: f64, limit: f64| (told / limit - 1.0).abs() < 0.02;
-        if limits.ops_per_s.is_none() {
-            assert!(near(per_s(world.bytes()), 10.0 * MIB as f64), "{}", per_s(world.bytes()));
-        } else {
-            let ops = limits.ops_per_s.unwrap().get() as f64;
-            assert!(near(per_s(world.count()), ops), "{} of {ops}", per_s(world.count()));
-        }
+        let (told, limit) = match limits.ops_per_s {
+            Some(ops) => (per_s(world.count()), ops.get() as f64),
+            None => (per_s(world.bytes()), 10.0 * MIB as f64),
+        };
+        assert!(near(told, limit), "{told} of {limit}");
     }
 }
 
