@@ -109,3 +109,89 @@ impl Meter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Meter;
+    use crate::meter::{Op, Snapshot};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn each_kind_of_request_is_counted_for_itself() {
+        let meter = Meter::new();
+        for (count, op) in (1..).zip(Op::ALL) {
+            (0..count).for_each(|_| meter.record(op, 100, MS, true));
+            meter.record(op, 100, 1000 * MS, false);
+        }
+        let told = meter.snapshot();
+        for (count, op) in (1..).zip(Op::ALL) {
+            let op = told.op(op);
+            assert_eq!((op.requests, op.bytes, op.errors), (count + 1, count * 100, 1));
+            assert_eq!((op.mean(), op.max()), (MS, MS), "what failed has no latency");
+        }
+    }
+
+    #[test]
+    fn between_two_snapshots_counts_what_came_between() {
+        let meter = Meter::new();
+        meter.record(Op::Read, 10, 500 * MS, true);
+        let earlier = meter.snapshot();
+        assert_eq!(earlier.since(&earlier).op(Op::Read).max(), Duration::ZERO);
+        (0..100).for_each(|_| meter.record(Op::Read, 10, MS, true));
+        meter.throttled(3 * MS);
+        let told = meter.snapshot().since(&earlier);
+        let reads = told.op(Op::Read);
+        assert_eq!((reads.requests, reads.bytes, reads.mean()), (100, 1000, MS));
+        assert!(reads.max() >= MS && reads.max() <= MS * 17 / 16, "{:?}", reads.max());
+        assert_eq!(told.throttled, 3 * MS);
+        // Nothing is made up when they are given the wrong way round.
+        assert_eq!(earlier.since(&meter.snapshot()).op(Op::Read).requests, 0);
+    }
+
+    #[test]
+    fn gauges_follow_what_comes_and_goes() {
+        let meter = Meter::new();
+        meter.connected();
+        meter.connected();
+        meter.began();
+        meter.disconnected();
+        let told = meter.snapshot();
+        assert_eq!((told.connections, told.in_flight), (1, 1));
+        (0..3).for_each(|_| meter.ended());
+        assert_eq!(meter.snapshot().in_flight, 0, "a gauge does not go below nothing");
+    }
+
+    #[test]
+    fn what_several_meters_counted_adds_up() {
+        let (one, two) = (Meter::new(), Meter::new());
+        one.record(Op::Write, 7, MS, true);
+        two.record(Op::Write, 8, 3 * MS, true);
+        two.record(Op::Read, 1, MS, true);
+        let mut sum = Snapshot::default();
+        sum.add(&one.snapshot());
+        sum.add(&two.snapshot());
+        let writes = sum.op(Op::Write);
+        assert_eq!((writes.requests, writes.bytes, writes.mean()), (2, 15, 2 * MS));
+        assert_eq!(writes.max(), 3 * MS);
+        assert_eq!(sum.op(Op::Read).requests, 1);
+    }
+
+    #[test]
+    fn who_reads_while_another_writes_never_sees_less_than_before() {
+        let meter = Meter::new();
+        std::thread::scope(|threads| {
+            threads.spawn(|| (0..100_000).for_each(|_| meter.record(Op::Read, 1, MS, true)));
+            let mut before = meter.snapshot();
+            for _ in 0..200 {
+                let now = meter.snapshot();
+                let read = |told: &Snapshot| (told.op(Op::Read).requests, told.op(Op::Read).bytes);
+                assert!(read(&now).0 >= read(&before).0 && read(&now).1 >= read(&before).1);
+                before = now;
+            }
+        });
+        assert_eq!(meter.snapshot().op(Op::Read).requests, 100_000);
+    }
+}

@@ -7,15 +7,15 @@ use tokio::sync::oneshot;
 
 use super::mailbox::{DiskTag, ExportKey};
 use super::run::Shard;
-use super::seats::{ClientSeat, Last};
+use super::seats::{ClientSeat, Detach, DiskSeat, Farewell, Last};
 
 /// How far the shard is on its way out.
 pub(super) enum Phase {
     Serving,
     /// Clients finish until the deadline.
-    Draining(Instant, oneshot::Sender<Result<(), String>>),
+    Draining(Instant, Farewell),
     /// Disks are being committed.
-    Flushing(oneshot::Sender<Result<(), String>>),
+    Flushing(Farewell),
 }
 
 /// An export whose clients are to go.
@@ -44,7 +44,7 @@ impl Shard {
         };
         let drains = self.drains.iter().map(|drain| drain.deadline);
         let detached = self.disks.iter().filter(|(_, seat)| seat.clients > 0);
-        let detaches = detached.filter_map(|(_, seat)| Some(seat.detach.as_ref()?.0));
+        let detaches = detached.filter_map(|(_, seat)| Some(seat.detach.as_ref()?.deadline));
         shutdown.into_iter().chain(drains).chain(detaches).min()
     }
 
@@ -53,25 +53,21 @@ impl Shard {
         self.drain_clients(|seat| seat.export == export);
     }
 
-    pub(super) fn begin_detach(
-        &mut self,
-        tag: DiskTag,
-        answer: oneshot::Sender<Result<(), String>>,
-    ) {
+    pub(super) fn begin_detach(&mut self, tag: DiskTag, answer: Farewell) {
         let Some((disk, seat)) = self.disks.iter_mut().find(|(_, seat)| seat.tag == tag) else {
             let _ = answer.send(Err("there is no such disk any more".to_owned()));
             return;
         };
-        if let Some((_, waiting)) = &mut seat.detach {
-            waiting.push(answer);
+        if let Some(detach) = &mut seat.detach {
+            detach.answers.push(answer);
             return;
         }
-        seat.detach = Some((self.now + self.drain_limit, vec![answer]));
+        seat.detach = Some(Detach { deadline: self.now + self.drain_limit, answers: vec![answer] });
         self.forget_reads(disk);
         self.drain_clients(|seat| seat.disk == disk);
     }
 
-    pub(super) fn begin_shutdown(&mut self, answer: oneshot::Sender<Result<(), String>>) {
+    pub(super) fn begin_shutdown(&mut self, answer: Farewell) {
         self.phase = Phase::Draining(self.now + self.drain_limit, answer);
         for disk in self.places() {
             self.forget_reads(disk);
@@ -110,7 +106,7 @@ impl Shard {
         for disk in self.places() {
             let (now, limit) = (self.now, self.drain_limit);
             let seat = &mut self.disks[disk];
-            let Some((deadline, _)) = &mut seat.detach else { continue };
+            let Some(Detach { deadline, .. }) = &mut seat.detach else { continue };
             if seat.clients > 0 {
                 if *deadline <= now {
                     *deadline = now + limit;
@@ -136,7 +132,7 @@ impl Shard {
         for file in seat.files {
             self.host.remove_file(file);
         }
-        for answer in seat.detach.into_iter().flat_map(|(_, answers)| answers) {
+        for answer in seat.detach.into_iter().flat_map(|detach| detach.answers) {
             let _ = answer.send(result.clone());
         }
     }
@@ -165,9 +161,8 @@ impl Shard {
             }
             Phase::Flushing(answer) => {
                 let over = |last: &Last| matches!(last, Last::Over(_));
-                let busy = |seat: &super::seats::DiskSeat| {
-                    !over(&seat.last) || seat.own > 0 || seat.detach.is_some()
-                };
+                let busy =
+                    |seat: &DiskSeat| !over(&seat.last) || seat.own > 0 || seat.detach.is_some();
                 if self.disks.iter().any(|(_, seat)| busy(seat)) {
                     self.phase = Phase::Flushing(answer);
                     return false;

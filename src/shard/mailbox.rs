@@ -150,7 +150,7 @@ impl Mailbox {
         answer.unwrap_or_else(|refused| Err(refused.to_string()))
     }
 
-    /// Reads bytes of a disk, at most [`READ_MAX`], as a client would.
+    /// Reads bytes of a disk, at most [`READ_MAX`](super::READ_MAX), as a client would.
     ///
     /// # Errors
     /// A range outside the disk or too long, what the disk says, or that there is no such disk.

@@ -29,8 +29,19 @@ pub(super) struct DiskSeat {
     pub(super) committing: bool,
     /// It is to go: what came of the commit that comes last.
     pub(super) last: Last,
-    /// Who wants it to go, and until when its clients have time.
-    pub(super) detach: Option<(Instant, Vec<oneshot::Sender<Result<(), String>>>)>,
+    /// It is to go.
+    pub(super) detach: Option<Detach>,
+}
+
+/// Told when a disk or the shard is gone, and what could not be made durable.
+pub(super) type Farewell = oneshot::Sender<Result<(), String>>;
+
+/// What is known of a disk that is to go.
+pub(super) struct Detach {
+    /// Until when its clients have time.
+    pub(super) deadline: Instant,
+    /// Who wants it to go.
+    pub(super) answers: Vec<Farewell>,
 }
 
 /// How far the last commit of a disk is.
