@@ -6,16 +6,22 @@
 //! `CONFORMANCE_SOCKET=/run/nbd.sock cargo test --test conformance foreign -- --nocapture`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "conformance/asking.rs"]
+mod asking;
 #[path = "conformance/case.rs"]
 mod case;
 #[path = "conformance/certificates.rs"]
 mod certificates;
+#[path = "conformance/contexts.rs"]
+mod contexts;
 #[path = "support/foreign.rs"]
 mod foreign;
 #[path = "conformance/greeting.rs"]
 mod greeting;
 #[path = "conformance/link.rs"]
 mod link;
+#[path = "conformance/names.rs"]
+mod names;
 #[path = "conformance/options.rs"]
 mod options;
 #[path = "conformance/peer.rs"]
@@ -39,7 +45,14 @@ use foreign::have;
 use world::{Manner, World};
 
 /// Every table there is.
-const TABLES: &[&[Case]] = &[greeting::CASES, options::CASES];
+const TABLES: &[&[Case]] = &[
+    greeting::CASES,
+    options::CASES,
+    names::CASES,
+    asking::CASES,
+    contexts::CASES,
+    contexts::SETTING,
+];
 
 /// Runs everything against our own servers; nothing may fail, warn or be missing.
 fn all_pass(name: &str, manner: Manner) {
