@@ -26,6 +26,8 @@ mod names;
 mod options;
 #[path = "conformance/peer.rs"]
 mod peer;
+#[path = "conformance/reading.rs"]
+mod reading;
 #[path = "conformance/reply.rs"]
 mod reply;
 #[path = "support/server.rs"]
@@ -36,6 +38,10 @@ mod session;
 mod wire;
 #[path = "conformance/world.rs"]
 mod world;
+#[path = "conformance/writing.rs"]
+mod writing;
+#[path = "conformance/zeroing.rs"]
+mod zeroing;
 
 use std::sync::Arc;
 
@@ -52,6 +58,10 @@ const TABLES: &[&[Case]] = &[
     asking::CASES,
     contexts::CASES,
     contexts::SETTING,
+    reading::CASES,
+    writing::CASES,
+    zeroing::CASES,
+    zeroing::HINTS,
 ];
 
 /// Runs everything against our own servers; nothing may fail, warn or be missing.
