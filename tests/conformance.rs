@@ -14,6 +14,8 @@ mod case;
 mod certificates;
 #[path = "conformance/contexts.rs"]
 mod contexts;
+#[path = "conformance/extended.rs"]
+mod extended;
 #[path = "support/foreign.rs"]
 mod foreign;
 #[path = "conformance/greeting.rs"]
@@ -34,6 +36,10 @@ mod reply;
 mod server;
 #[path = "conformance/session.rs"]
 mod session;
+#[path = "conformance/status.rs"]
+mod status;
+#[path = "conformance/stepping.rs"]
+mod stepping;
 #[path = "conformance/wire.rs"]
 mod wire;
 #[path = "conformance/world.rs"]
@@ -62,6 +68,10 @@ const TABLES: &[&[Case]] = &[
     writing::CASES,
     zeroing::CASES,
     zeroing::HINTS,
+    status::CASES,
+    extended::CASES,
+    stepping::CASES,
+    stepping::READ_ONLY,
 ];
 
 /// Runs everything against our own servers; nothing may fail, warn or be missing.

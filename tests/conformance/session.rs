@@ -127,7 +127,7 @@ impl Session {
         let payload = command == cmd::WRITE && self.style == Style::Extended;
         let flags = if payload { flags | bit::PAYLOAD_LEN } else { flags };
         let cookie = self.next_cookie;
-        self.next_cookie += 1;
+        self.next_cookie = cookie.wrapping_add(1);
         Request { command, flags, cookie, offset, length }
     }
 
