@@ -14,6 +14,8 @@ mod case;
 mod certificates;
 #[path = "conformance/contexts.rs"]
 mod contexts;
+#[path = "conformance/draining.rs"]
+mod draining;
 #[path = "conformance/extended.rs"]
 mod extended;
 #[path = "support/foreign.rs"]
@@ -32,6 +34,8 @@ mod peer;
 mod reading;
 #[path = "conformance/reply.rs"]
 mod reply;
+#[path = "conformance/secure.rs"]
+mod secure;
 #[path = "support/server.rs"]
 mod server;
 #[path = "conformance/session.rs"]
@@ -72,6 +76,8 @@ const TABLES: &[&[Case]] = &[
     extended::CASES,
     stepping::CASES,
     stepping::READ_ONLY,
+    draining::CASES,
+    secure::CASES,
 ];
 
 /// Runs everything against our own servers; nothing may fail, warn or be missing.

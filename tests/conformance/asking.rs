@@ -1,6 +1,6 @@
 //! Cases of INFO and GO: what is told, in what form, and that the two agree.
 
-use crate::case::{Case, Outcome, ensure, must, should};
+use crate::case::{Case, Outcome, Stop, ensure, must, should};
 use crate::peer::{Peer, a_string};
 use crate::session::{Session, Style, agree_on};
 use crate::wire::{Fields, can, info, opt, rep};
@@ -20,7 +20,8 @@ fn told(world: &World, kind: u16) -> Outcome<Option<Vec<u8>>> {
 
 /// The three block sizes: minimum, preferred, maximum.
 fn sizes(world: &World) -> Outcome<[u32; 3]> {
-    let data = told(world, info::BLOCK_SIZE)?.ok_or("no INFO_BLOCK_SIZE although asked")?;
+    let data = told(world, info::BLOCK_SIZE)?;
+    let data = data.ok_or_else(|| Stop::Lacking("INFO_BLOCK_SIZE".into()))?;
     ensure!(data.len() == 12, "INFO_BLOCK_SIZE with {} bytes behind its type", data.len());
     let mut fields = Fields(&data);
     Ok([(); 3].map(|()| fields.u32().unwrap_or_default()))
@@ -45,6 +46,16 @@ fn flags(world: &World, style: Style) -> Outcome<u16> {
 
 /// All of them.
 pub(crate) const CASES: &[Case] = &[
+    should(
+        "flags.filter-unselected",
+        "Transmission flags, BLOCK_STATUS_PAYLOAD",
+        "It is not set by GO for a client that selected no metadata context.",
+        |world| {
+            let session = Session::start(&world.disk, Style::Extended)?;
+            ensure!(session.flags & can::BLOCK_STATUS_PAYLOAD == 0, "{:#x}", session.flags);
+            Ok(())
+        },
+    ),
     must(
         "info.export",
         REP_INFO,

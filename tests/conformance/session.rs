@@ -10,8 +10,8 @@ use crate::link::Ending;
 use crate::peer::Peer;
 use crate::reply::{Reply, check_error};
 use crate::wire::{
-    EXTENDED_REPLY, EXTENDED_REQUEST, Fields, REQUEST, SIMPLE_REPLY, STRUCTURED_REPLY, bit, can,
-    chunk, cmd, opt,
+    EXTENDED_REPLY, EXTENDED_REQUEST, Fields, REQUEST, SIMPLE_REPLY, STRING_MAX, STRUCTURED_REPLY,
+    bit, can, chunk, cmd, opt,
 };
 use crate::world::Target;
 
@@ -306,6 +306,13 @@ impl Session {
     /// Expects that the server ends the connection without another byte.
     pub(crate) fn dropped(self) -> Outcome<Ending> {
         self.peer.dropped()
+    }
+
+    /// Expects that the server ends the connection, be it with an error's last words.
+    pub(crate) fn gone(mut self) -> Outcome {
+        let (bytes, _) = during("waiting for the end", self.peer.link.drain())?;
+        ensure!(bytes.len() <= 128 + STRING_MAX, "{} bytes came before the end", bytes.len());
+        Ok(())
     }
 
     /// Sends bytes that the server may not want to hear to their end.

@@ -45,7 +45,7 @@ fn locked(world: &World, command: u16, flags: u16) -> Outcome {
 fn nonsense(world: &World, style: Style, bytes: &[u8]) -> Outcome {
     let mut session = Session::start(&world.disk, style)?;
     session.send_unheard(bytes);
-    session.dropped()?;
+    session.gone()?;
     Session::start(&world.disk, style)?.in_step()
 }
 
