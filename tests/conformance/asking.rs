@@ -3,7 +3,7 @@
 use crate::case::{Case, Outcome, Stop, ensure, must, should};
 use crate::peer::{Peer, a_string};
 use crate::session::{Session, Style, agree_on};
-use crate::wire::{Fields, can, info, opt, rep};
+use crate::wire::{Fields, can, cmd, err, info, opt, rep};
 use crate::world::{MIB, World};
 
 const ASKING: &str = "NBD_OPT_INFO and NBD_OPT_GO";
@@ -76,8 +76,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "go.enters",
         ASKING,
-        "A successful GO enters transmission, with no padding, whatever \
-        was said of zeroes.",
+        "A successful GO enters transmission, with no padding, whatever was said of zeroes.",
         |world| {
             let mut peer = Peer::with_flags(&world.disk.connector, 1)?;
             let (size, flags) = peer.ask(opt::GO, world.disk.name(), &[])?.export()?;
@@ -105,15 +104,15 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "go.same-as-info-structured",
         ASKING,
-        "GO with the parameters of the INFO before it \
-        tells the same: structured replies, every kind.",
+        "GO with the parameters of the INFO before it tells the same: structured replies, every \
+         kind.",
         |world| agree(world, Style::Structured, &[info::BLOCK_SIZE, info::NAME, info::DESCRIPTION]),
     ),
     must(
         "go.same-as-info-extended",
         ASKING,
-        "GO with the parameters of the INFO before it tells \
-        the same: extended headers, every kind.",
+        "GO with the parameters of the INFO before it tells the same: extended headers, every \
+         kind.",
         |world| agree(world, Style::Extended, &[info::DESCRIPTION, info::NAME, info::BLOCK_SIZE]),
     ),
     must(
@@ -129,8 +128,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info.unknown-kinds",
         ASKING,
-        "Information requests that the server does not know are \
-        ignored.",
+        "Information requests that the server does not know are ignored.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let kinds = [4, 100, 0x8000, u16::MAX];
@@ -143,8 +141,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "info.once",
         REP_INFO,
-        "Each kind of information comes once, however often it was \
-        asked for.",
+        "Each kind of information comes once, however often it was asked for.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let kinds = [0, 0, 3, 3, 1, 1, 2, 2, 3];
@@ -160,8 +157,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info.many",
         ASKING,
-        "Very many requests are answered or too big, and the handshake goes \
-        on.",
+        "Very many requests are answered or too big, and the handshake goes on.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let kinds: Vec<u16> = (0..20_000).collect();
@@ -174,8 +170,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info.block-size-not-required",
         ASKING,
-        "A client that asks for block sizes is never \
-        told ERR_BLOCK_SIZE_REQD.",
+        "A client that asks for block sizes is never told ERR_BLOCK_SIZE_REQD.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let verdict = peer.ask(opt::GO, world.disk.name(), &[info::BLOCK_SIZE])?.verdict();
@@ -186,8 +181,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "info.block-size-optional",
         SIZES,
-        "Clients that do not ask for block sizes are \
-        served, too.",
+        "Clients that do not ask for block sizes are served, too.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.ask(opt::GO, world.disk.name(), &[])?.acked().map(drop)
@@ -196,8 +190,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info.block-size-form",
         REP_INFO,
-        "INFO_BLOCK_SIZE has 14 bytes: type, minimum, \
-        preferred, maximum.",
+        "INFO_BLOCK_SIZE has 14 bytes: type, minimum, preferred, maximum.",
         |world| sizes(world).map(drop),
     ),
     must("info.minimum", SIZES, "The minimum is a power of two, at most 65,536.", |world| {
@@ -208,8 +201,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info.preferred",
         SIZES,
-        "The preferred size is a power of two, at least 512 and the \
-        minimum.",
+        "The preferred size is a power of two, at least 512 and the minimum.",
         |world| {
             let [minimum, preferred, _] = sizes(world)?;
             let fine = preferred.is_power_of_two() && preferred >= minimum.max(512);
@@ -220,8 +212,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info.maximum",
         SIZES,
-        "The maximum is 2^32-1 or a multiple of the minimum, and not \
-        below the preferred size.",
+        "The maximum is 2^32-1 or a multiple of the minimum, and not below the preferred size.",
         |world| {
             let [minimum, preferred, maximum] = sizes(world)?;
             ensure!(maximum == u32::MAX || maximum.is_multiple_of(minimum), "{maximum}");
@@ -238,8 +229,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "info.size-aligned",
         SIZES,
-        "The export's size is a multiple of the minimum, or its \
-        last bytes could not be reached.",
+        "The export's size is a multiple of the minimum, or its last bytes could not be reached.",
         |world| {
             let [minimum, ..] = sizes(world)?;
             ensure!(world.disk.size.is_multiple_of(minimum.into()), "minimum {minimum}");
@@ -249,8 +239,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "info.default-sizes",
         SIZES,
-        "Unless it was told otherwise, a minimum of 1 is \
-        supported.",
+        "Unless it was told otherwise, a minimum of 1 is supported.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Simple)?;
             for (offset, length) in [(1, 1), (511, 2), (4095, 3), (world.disk.size - 1, 1)] {
@@ -284,8 +273,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "flags.writable",
         FLAGS,
-        "READ_ONLY is for exports that refuse writes; this one takes \
-        them.",
+        "READ_ONLY is for exports that refuse writes; this one takes them.",
         |world| {
             let found = flags(world, Style::Simple)?;
             ensure!(found & can::READ_ONLY == 0, "{found:#x}");
@@ -308,8 +296,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "flags.durable",
         "Maximum interoperability",
-        "For the data's safety FLUSH and FUA are \
-        offered.",
+        "For the data's safety FLUSH and FUA are offered.",
         |world| {
             let found = flags(world, Style::Simple)?;
             ensure!(found & can::FLUSH != 0 && found & can::FUA != 0, "{found:#x}");
@@ -319,8 +306,8 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "flags.everything",
         FLAGS,
-        "A server sets the flag of each feature it has: orlop has \
-        TRIM, WRITE_ZEROES, CACHE, FAST_ZERO and coherent connections.",
+        "A server sets the flag of each feature it has: orlop has TRIM, WRITE_ZEROES, CACHE, \
+         FAST_ZERO and coherent connections.",
         |world| {
             let found = flags(world, Style::Simple)?;
             let all = can::TRIM | can::WRITE_ZEROES | can::CACHE | can::FAST_ZERO | can::MULTI_CONN;
@@ -331,19 +318,17 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "flags.no-resize",
         FLAGS,
-        "No flag is set for what is not supported: RESIZE is off \
-        unless asked for.",
+        "No flag is set for what is not supported: RESIZE is off unless asked for.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Structured)?;
             ensure!(session.flags & can::RESIZE == 0, "{:#x}", session.flags);
-            session.fails(8, 0, (world.disk.size, 0), &[22])
+            session.fails(cmd::RESIZE, 0, (world.disk.size, 0), &[err::EINVAL])
         },
     ),
     must(
         "flags.same-for-all",
         FLAGS,
-        "But for DF and BLOCK_STATUS_PAYLOAD, headers do not change \
-        what an export can do.",
+        "But for DF and BLOCK_STATUS_PAYLOAD, headers do not change what an export can do.",
         |world| {
             let depends = can::DF | can::BLOCK_STATUS_PAYLOAD;
             let simple = flags(world, Style::Simple)?;

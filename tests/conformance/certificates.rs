@@ -18,16 +18,17 @@ use crate::foreign::{run, text};
 /// Two authorities, of which a server trusts the first.
 #[derive(Debug)]
 pub(crate) struct Certificates {
-    folder: TempDir,
+    root: PathBuf,
     server_folder: PathBuf,
+    _folder: Option<TempDir>,
 }
 
 impl Certificates {
     /// Makes them all.
     pub(crate) fn make() -> Self {
         let folder = TempDir::new().expect("the temporary folder takes files");
-        let server_folder = folder.path().join("ours");
-        let all = Self { folder, server_folder };
+        let mut all = Self::at(folder.path());
+        all._folder = Some(folder);
         for name in ["ours", "theirs"] {
             let place = all.place(name);
             std::fs::create_dir(&place).expect("the folder is ours");
@@ -38,8 +39,13 @@ impl Certificates {
         all
     }
 
+    /// Those somebody made before: a folder with `ours` and `theirs`, each in the usual layout.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned(), server_folder: root.join("ours"), _folder: None }
+    }
+
     fn place(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.root.join(name)
     }
 
     /// The folder a server is given.

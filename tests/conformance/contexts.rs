@@ -86,8 +86,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "set-context.unstructured",
         SET,
-        "Before structured replies or extended headers it is \
-        ERR_INVALID.",
+        "Before structured replies or extended headers it is ERR_INVALID.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let query: &[&[u8]] = &[ALLOCATION.as_bytes()];
@@ -99,8 +98,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.unstructured",
         LIST,
-        "Before structured replies it is answered or \
-        ERR_INVALID.",
+        "Before structured replies it is answered or ERR_INVALID.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let answer = peer.contexts(opt::LIST_META_CONTEXT, world.disk.name(), &[])?;
@@ -118,8 +116,8 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "list-context.ours",
         QUERYING,
-        "What orlop knows of an image has a context: where data \
-        is, in which layer, and what the leaf changed.",
+        "What orlop knows of an image has a context: where data is, in which layer, and what the \
+         leaf changed.",
         |world| {
             let mut peer = structured(world)?;
             let names = list(&mut peer, world, &[])?;
@@ -139,8 +137,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.names",
         QUERYING,
-        "A name is a namespace without blanks, a colon, and a \
-        leaf.",
+        "A name is a namespace without blanks, a colon, and a leaf.",
         |world| {
             let mut peer = structured(world)?;
             for name in list(&mut peer, world, &[])? {
@@ -165,8 +162,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.base",
         BASE,
-        "The query base: lists what is in that namespace, and nothing \
-        else.",
+        "The query base: lists what is in that namespace, and nothing else.",
         |world| {
             let mut peer = structured(world)?;
             let names = list(&mut peer, world, &["base:"])?;
@@ -177,8 +173,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.exact",
         LIST,
-        "A query finds the contexts it matches: the full name finds \
-        itself.",
+        "A query finds the contexts it matches: the full name finds itself.",
         |world| {
             let mut peer = structured(world)?;
             for name in list(&mut peer, world, &[])? {
@@ -191,8 +186,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.unknown-leaf",
         BASE,
-        "A leaf of base: that is not known is ignored, no \
-        error.",
+        "A leaf of base: that is not known is ignored, no error.",
         |world| {
             let mut peer = structured(world)?;
             let names =
@@ -204,8 +198,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.unknown-namespace",
         LIST,
-        "Queries of an unknown namespace are ignored; \
-        nothing found is one ACK.",
+        "Queries of an unknown namespace are ignored; nothing found is one ACK.",
         |world| {
             let mut peer = structured(world)?;
             let names = list(&mut peer, world, &["x-conformance:thing", "nobody:", "x-:"])?;
@@ -218,8 +211,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.wildcards",
         QUERYING,
-        "A namespace alone lists contexts of that namespace, \
-        each of which can be set.",
+        "A namespace alone lists contexts of that namespace, each of which can be set.",
         |world| {
             let mut peer = structured(world)?;
             for name in list(&mut peer, world, &["qemu:"])? {
@@ -247,8 +239,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "list-context.unknown-export",
         LIST,
-        "Contexts of an export that does not exist are an \
-        error: ERR_UNKNOWN.",
+        "Contexts of an export that does not exist are an error: ERR_UNKNOWN.",
         |world| {
             let mut peer = structured(world)?;
             for number in [opt::LIST_META_CONTEXT, opt::SET_META_CONTEXT] {
@@ -261,8 +252,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "context.short",
         LIST,
-        "Data that ends before its fields is ERR_INVALID: every \
-        truncation.",
+        "Data that ends before its fields is ERR_INVALID: every truncation.",
         |world| {
             let whole = context_request(world.disk.name(), &[ALLOCATION.as_bytes(), b"x:y"]);
             for end in (0..whole.len()).step_by(3) {
@@ -279,8 +269,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "context.name-length",
         LIST,
-        "A name length beyond the data is ERR_INVALID: 4096, 4097, \
-        2^31, 2^32-1.",
+        "A name length beyond the data is ERR_INVALID: 4096, 4097, 2^31, 2^32-1.",
         |world| {
             for length in [4096_u32, 4097, 1 << 31, u32::MAX - 7, u32::MAX] {
                 let mut data = context_request(world.disk.name(), &[]);
@@ -293,8 +282,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "context.query-length",
         LIST,
-        "A query length beyond the data is ERR_INVALID: 4096, \
-        4097, 2^31, 2^32-1.",
+        "A query length beyond the data is ERR_INVALID: 4096, 4097, 2^31, 2^32-1.",
         |world| {
             let at = 4 + world.disk.name().len() + 4;
             for length in [4096_u32, 4097, 1 << 31, u32::MAX - 3, u32::MAX] {
@@ -308,8 +296,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "context.query-count",
         LIST,
-        "More queries counted than sent is ERR_INVALID: 2, 4096, \
-        4097, 2^31, 2^32-1.",
+        "More queries counted than sent is ERR_INVALID: 2, 4096, 4097, 2^31, 2^32-1.",
         |world| {
             let at = 4 + world.disk.name().len();
             for count in [2_u32, 4096, 4097, 1 << 31, u32::MAX] {
@@ -334,8 +321,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "context.bad-string",
         "Protocol conventions, strings",
-        "A query that is no string finds \
-        nothing: NUL, other bytes than UTF-8.",
+        "A query that is no string finds nothing: NUL, other bytes than UTF-8.",
         |world| {
             for query in [&b"base:allocation\0"[..], b"base:\xff", b"\0", b"x\xfe:y"] {
                 unfit(world, query)?;
@@ -346,8 +332,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "context.long-string",
         "Protocol conventions, strings",
-        "A query of 4096 bytes is one; \
-        4097 are too many; both are skipped.",
+        "A query of 4096 bytes is one; 4097 are too many; both are skipped.",
         |world| {
             for length in [255, 256, 4096, 4097] {
                 let mut query = b"x-conformance:".to_vec();
@@ -379,8 +364,7 @@ pub(crate) const SETTING: &[Case] = &[
     must(
         "set-context.one",
         SET,
-        "Each selected context is told with its id, then ACK; BLOCK_STATUS \
-        answers for it.",
+        "Each selected context is told with its id, then ACK; BLOCK_STATUS answers for it.",
         |world| {
             let mut peer = structured(world)?;
             let contexts = set(&mut peer, world, &[ALLOCATION])?;
@@ -424,8 +408,7 @@ pub(crate) const SETTING: &[Case] = &[
     should(
         "set-context.foreign-wildcard",
         QUERYING,
-        "An empty leaf selects nothing in other \
-        namespaces, either.",
+        "An empty leaf selects nothing in other namespaces, either.",
         |world| {
             let mut peer = structured(world)?;
             let contexts = set(&mut peer, world, &["qemu:", "qemu:dirty-bitmap:", "x-a:"])?;
@@ -460,8 +443,7 @@ pub(crate) const SETTING: &[Case] = &[
     must(
         "set-context.replaces-by-another",
         SET,
-        "The last selection replaces those before it: \
-        with another context.",
+        "The last selection replaces those before it: with another context.",
         |world| {
             let mut peer = structured(world)?;
             let names = list(&mut peer, world, &[])?;
@@ -475,8 +457,7 @@ pub(crate) const SETTING: &[Case] = &[
     must(
         "set-context.failure-clears",
         SET,
-        "A selection that fails replaces the one before it, \
-        too: data makes no sense.",
+        "A selection that fails replaces the one before it, too: data makes no sense.",
         |world| {
             let mut peer = structured(world)?;
             set(&mut peer, world, &[ALLOCATION])?;
@@ -488,8 +469,7 @@ pub(crate) const SETTING: &[Case] = &[
     must(
         "set-context.unknown-export-clears",
         SET,
-        "A selection that fails replaces the one \
-        before it, too: no such export.",
+        "A selection that fails replaces the one before it, too: no such export.",
         |world| {
             let mut peer = structured(world)?;
             set(&mut peer, world, &[ALLOCATION])?;
@@ -502,8 +482,7 @@ pub(crate) const SETTING: &[Case] = &[
     must(
         "set-context.info-between",
         SET,
-        "INFO and other options between do not undo a \
-        selection.",
+        "INFO and other options between do not undo a selection.",
         |world| {
             let mut peer = structured(world)?;
             let contexts = set(&mut peer, world, &[ALLOCATION])?;

@@ -90,8 +90,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.echo",
         REPLIES,
-        "Every reply is an extended one and repeats the request's \
-        cookie and offset: success.",
+        "Every reply is an extended one and repeats the request's cookie and offset: success.",
         |world| {
             let mut session = Session::with(&world.disk, Style::Extended, &[BASE])?;
             session.write(AT, &[1; 512])?;
@@ -105,8 +104,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.echo-errors",
         REPLIES,
-        "Every reply is an extended one and repeats the \
-        request's cookie and offset: errors.",
+        "Every reply is an extended one and repeats the request's cookie and offset: errors.",
         |world| {
             let mut session = open(world)?;
             let end = session.size;
@@ -120,8 +118,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.compact-request",
         REQUESTS,
-        "Only extended requests are valid then: a compact \
-        one is a violation.",
+        "Only extended requests are valid then: a compact one is a violation.",
         |world| {
             let mut session = open(world)?;
             session.peer.send(&[&REQUEST.to_be_bytes()[..], &[0; 24]].concat())?;
@@ -184,8 +181,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "extended.past-end",
         "Error values",
-        "Lengths of 2^32, 2^63 and 2^64-1 beyond the end \
-        are clean errors.",
+        "Lengths of 2^32, 2^63 and 2^64-1 beyond the end are clean errors.",
         |world| {
             let mut session = Session::with(&world.disk, Style::Extended, &[BASE])?;
             for length in [1 << 32, 1 << 63, u64::MAX, u64::MAX - 511] {
@@ -201,8 +197,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.read-beyond-32-bit",
         SIZES,
-        "A READ no reply could hold is an error, not \
-        silence.",
+        "A READ no reply could hold is an error, not silence.",
         |world| {
             let mut session = Session::start(world.huge()?, Style::Extended)?;
             for length in [u64::from(u32::MAX), 1 << 32, 1 << 35] {
@@ -216,8 +211,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "extended.payload-too-long",
         REQUESTS,
-        "A payload above the maximum ends the connection \
-        rather than being waited for.",
+        "A payload above the maximum ends the connection rather than being waited for.",
         |world| {
             for length in [1 << 31, u64::from(u32::MAX), 1 << 32, 1 << 63, u64::MAX] {
                 for command in [cmd::WRITE, cmd::READ, cmd::BLOCK_STATUS, 99] {
@@ -253,15 +247,13 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "payload.unknown-command",
         FLAG,
-        "A payload with an unknown command is skipped, and \
-        EINVAL.",
+        "A payload with an unknown command is skipped, and EINVAL.",
         |world| needless(world, 77),
     ),
     must(
         "payload.status-unselected",
         FLAG,
-        "A payload with BLOCK_STATUS without contexts is \
-        skipped, and EINVAL.",
+        "A payload with BLOCK_STATUS without contexts is skipped, and EINVAL.",
         |world| {
             let mut session = open(world)?;
             ask(&mut session, 0, 0, &filter(4096, &[1]))?.failed(&[err::EINVAL])?;
@@ -286,8 +278,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "payload.compact",
         "Request message",
-        "With compact headers PAYLOAD_LEN does not exist: \
-        EINVAL, and only WRITE has a payload.",
+        "With compact headers PAYLOAD_LEN does not exist: EINVAL, and only WRITE has a payload.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Structured)?;
             session.fails(cmd::READ, bit::PAYLOAD_LEN, (0, 512), &[err::EINVAL])?;
@@ -353,8 +344,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "filter.range",
         FILTER,
-        "The payload's length counts from the request's offset, and is \
-        judged as any.",
+        "The payload's length counts from the request's offset, and is judged as any.",
         |world| {
             let mut session = filtering(world)?;
             let id = session.contexts[0].0;

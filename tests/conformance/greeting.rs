@@ -16,8 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "greeting.magic",
         NEWSTYLE,
-        "The server speaks first: NBDMAGIC, IHAVEOPT, 16 bits of \
-        flags.",
+        "The server speaks first: NBDMAGIC, IHAVEOPT, 16 bits of flags.",
         |world| Peer::greeted(&world.disk.connector).map(drop),
     ),
     must("greeting.fixed", SERVER, "A server of the fixed newstyle sets bit 0.", |world| {
@@ -38,8 +37,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "greeting.same",
         "TLS support, server-side requirements",
-        "A server does not change its \
-        mode within a connection, nor its greeting for no reason.",
+        "A server does not change its mode within a connection, nor its greeting for no reason.",
         |world| {
             let first = Peer::greeted(&world.disk.connector)?.greeting;
             let second = Peer::greeted(&world.disk.connector)?.greeting;
@@ -50,8 +48,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "client-flags.bit-2",
         CLIENT,
-        "An unknown client flag makes the server drop the \
-        connection: bit 2.",
+        "An unknown client flag makes the server drop the connection: bit 2.",
         |world| {
             let mut peer = Peer::greeted(&world.disk.connector)?;
             peer.send(&7_u32.to_be_bytes())?;
@@ -61,8 +58,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "client-flags.bit-31",
         CLIENT,
-        "An unknown client flag makes the server drop the \
-        connection: bit 31.",
+        "An unknown client flag makes the server drop the connection: bit 31.",
         |world| {
             let mut peer = Peer::greeted(&world.disk.connector)?;
             peer.send(&0x8000_0003_u32.to_be_bytes())?;
@@ -72,8 +68,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "client-flags.all",
         CLIENT,
-        "An unknown client flag makes the server drop the \
-        connection: all 32 bits.",
+        "An unknown client flag makes the server drop the connection: all 32 bits.",
         |world| {
             let mut peer = Peer::greeted(&world.disk.connector)?;
             peer.send(&u32::MAX.to_be_bytes())?;
@@ -83,8 +78,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "client-flags.unknown-alone",
         CLIENT,
-        "An unknown client flag makes the server drop the \
-        connection, the known ones missing too.",
+        "An unknown client flag makes the server drop the connection, the known ones missing too.",
         |world| {
             let mut peer = Peer::greeted(&world.disk.connector)?;
             peer.send(&0x10_u32.to_be_bytes())?;
@@ -94,8 +88,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "client-flags.fixed-only",
         CLIENT,
-        "A client may leave NO_ZEROES out and use any \
-        option.",
+        "A client may leave NO_ZEROES out and use any option.",
         |world| {
             let mut peer = Peer::with_flags(&world.disk.connector, hello::FIXED_NEWSTYLE)?;
             peer.in_step(&world.disk)
@@ -104,8 +97,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "client-flags.none",
         NEWSTYLE,
-        "A client without FIXED_NEWSTYLE can use EXPORT_NAME: \
-        size, flags, 124 zeroes.",
+        "A client without FIXED_NEWSTYLE can use EXPORT_NAME: size, flags, 124 zeroes.",
         |world| {
             let mut peer = Peer::with_flags(&world.disk.connector, 0)?;
             peer.send(&option(opt::EXPORT_NAME, world.disk.name()))?;
@@ -119,8 +111,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "client-flags.no-zeroes-only",
         CLIENT,
-        "NO_ZEROES holds for a client that is not of the \
-        fixed newstyle, too.",
+        "NO_ZEROES holds for a client that is not of the fixed newstyle, too.",
         |world| {
             let mut peer = Peer::with_flags(&world.disk.connector, hello::NO_ZEROES)?;
             peer.send(&option(opt::EXPORT_NAME, world.disk.name()))?;
@@ -132,8 +123,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "option.magic",
         FIXED,
-        "Each option starts with IHAVEOPT; what does not is a violation, \
-        and no option.",
+        "Each option starts with IHAVEOPT; what does not is a violation, and no option.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let mut bytes = option(opt::LIST, &[]);
@@ -145,8 +135,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "option.reply-magic",
         FIXED,
-        "A reply to an option has its own magic and repeats the \
-        option's number.",
+        "A reply to an option has its own magic and repeats the option's number.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             for number in [opt::LIST, 77, opt::INFO, 0xdead_beef] {
@@ -158,8 +147,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "option.bytewise",
         FIXED,
-        "The handshake is a stream: pieces of one byte are as good as \
-        one.",
+        "The handshake is a stream: pieces of one byte are as good as one.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             for byte in option(opt::INFO, &info_request(world.disk.name(), &[3, 1])) {
@@ -172,8 +160,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "option.flags-and-option-at-once",
         FIXED,
-        "Flags and an option in one segment are told \
-        apart.",
+        "Flags and an option in one segment are told apart.",
         |world| {
             let mut peer = Peer::greeted(&world.disk.connector)?;
             peer.send(&[&3_u32.to_be_bytes()[..], &option(opt::ABORT, &[])].concat())?;
@@ -198,8 +185,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "option.go-and-request-at-once",
         FIXED,
-        "Bytes behind a successful GO belong to \
-        transmission.",
+        "Bytes behind a successful GO belong to transmission.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let mut bytes = option(opt::GO, &info_request(world.disk.name(), &[]));
@@ -234,8 +220,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "option.thirty-two",
         ENDING,
-        "A server answers options patiently; 32 of them are no \
-        attack.",
+        "A server answers options patiently; 32 of them are no attack.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             for round in 0..30 {
@@ -247,8 +232,8 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "option.ten-thousand",
         ENDING,
-        "A server may hang up on what it takes for an attack: \
-        10,000 options are answered or cut off, in whole replies.",
+        "A server may hang up on what it takes for an attack: 10,000 options are answered or cut \
+         off, in whole replies.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             for _ in 0..10_000 {
@@ -267,8 +252,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "option.error-text",
         "Option reply types",
-        "An error reply may carry words for a \
-        person, and clients show them.",
+        "An error reply may carry words for a person, and clients show them.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let mut mute = Vec::new();
@@ -289,8 +273,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "handshake.hang-up",
         ENDING,
-        "A client that vanishes at any byte of the handshake harms \
-        nobody else.",
+        "A client that vanishes at any byte of the handshake harms nobody else.",
         |world| {
             let all =
                 [&3_u32.to_be_bytes()[..], &option(opt::GO, &info_request(b"x", &[]))].concat();
@@ -336,8 +319,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "abort.unread",
         "NBD_OPT_ABORT",
-        "A client that sends ABORT and closes without reading \
-        is taken gracefully.",
+        "A client that sends ABORT and closes without reading is taken gracefully.",
         |world| {
             for _ in 0..20 {
                 let mut peer = Peer::open(&world.disk.connector)?;
@@ -349,8 +331,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "abort.leaves-nothing",
         "NBD_OPT_ABORT",
-        "The end of one handshake does not touch \
-        another under way.",
+        "The end of one handshake does not touch another under way.",
         |world| {
             let mut other = Peer::open(&world.disk.connector)?;
             other.option(opt::STRUCTURED_REPLY, &[])?;

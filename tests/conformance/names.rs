@@ -91,22 +91,19 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "name.4097",
         STRINGS,
-        "No string is longer than 4096 bytes: 4097 are an error, and \
-        skipped.",
+        "No string is longer than 4096 bytes: 4097 are an error, and skipped.",
         |world| unfit(world, &[b'x'; 4097]),
     ),
     must(
         "name.60000",
         STRINGS,
-        "No string is longer than 4096 bytes: 60,000 are an error, and \
-        skipped.",
+        "No string is longer than 4096 bytes: 60,000 are an error, and skipped.",
         |world| unfit(world, &vec![b'x'; 60_000]),
     ),
     must(
         "name.nul",
         STRINGS,
-        "No string has a NUL: such a name is no export's, not even up to \
-        the NUL.",
+        "No string has a NUL: such a name is no export's, not even up to the NUL.",
         |world| {
             unfit(world, &[world.disk.name(), b"\0"].concat())?;
             unfit(world, b"\0")?;
@@ -116,8 +113,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "name.not-utf-8",
         STRINGS,
-        "Strings are UTF-8: other bytes are an error, and never sent \
-        back.",
+        "Strings are UTF-8: other bytes are an error, and never sent back.",
         |world| {
             unfit(world, b"\xff\xfe\xfd")?;
             unfit(world, b"\xc0\x80")?;
@@ -133,22 +129,19 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "name.control",
         STRINGS,
-        "Text meant for people: an error's words are a string, whatever \
-        the name was.",
+        "Text meant for people: an error's words are a string, whatever the name was.",
         |world| unknown(world, b"a\x1b[31m\r\n%s%n'\"\\<b>"),
     ),
     must(
         "name.longer-than-ours",
         ASKING,
-        "A name is compared whole: ours and a byte more is not \
-        ours.",
+        "A name is compared whole: ours and a byte more is not ours.",
         |world| unfit(world, &[world.disk.name(), b"x"].concat()),
     ),
     must(
         "name.claims-more",
         ASKING,
-        "The name is no longer than the data less 6: one byte too \
-        many is ERR_INVALID.",
+        "The name is no longer than the data less 6: one byte too many is ERR_INVALID.",
         |world| {
             malformed(world, &claiming(world, world.disk.name().len() as u32 + 1))?;
             malformed(world, &claiming(world, world.disk.name().len() as u32 + 3))
@@ -157,8 +150,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "name.claims-4096",
         ASKING,
-        "The name is no longer than the data less 6: 4096 and 4097 \
-        claimed are errors.",
+        "The name is no longer than the data less 6: 4096 and 4097 claimed are errors.",
         |world| {
             for length in [4096, 4097] {
                 let mut peer = Peer::open(&world.disk.connector)?;
@@ -172,8 +164,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "name.claims-2-31",
         ASKING,
-        "The name is no longer than the data less 6: 2^31 and 2^32-1 \
-        claimed are errors.",
+        "The name is no longer than the data less 6: 2^31 and 2^32-1 claimed are errors.",
         |world| {
             for length in [1 << 31, u32::MAX, u32::MAX - 3, u32::MAX - 5] {
                 let mut peer = Peer::open(&world.disk.connector)?;
@@ -195,8 +186,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info-request.empty",
         ASKING,
-        "Data too short for its fields is ERR_INVALID: 0 to 5 \
-        bytes.",
+        "Data too short for its fields is ERR_INVALID: 0 to 5 bytes.",
         |world| {
             for length in 0..6 {
                 malformed(world, &vec![0; length])?;
@@ -207,8 +197,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info-request.count",
         ASKING,
-        "Data too short for its fields is ERR_INVALID: fewer \
-        requests than counted.",
+        "Data too short for its fields is ERR_INVALID: fewer requests than counted.",
         |world| {
             for count in [1_u16, 2, 4096, 4097, u16::MAX] {
                 let data = [counted(world.disk.name()), count.to_be_bytes().to_vec()].concat();
@@ -220,8 +209,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info-request.half",
         ASKING,
-        "Data too short for its fields is ERR_INVALID: half a \
-        request.",
+        "Data too short for its fields is ERR_INVALID: half a request.",
         |world| {
             let mut data = info_request(world.disk.name(), &[info::NAME, info::BLOCK_SIZE]);
             data.pop();
@@ -231,8 +219,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "info-request.surplus",
         ASKING,
-        "Lengths and data agree: more requests than counted are \
-        ERR_INVALID.",
+        "Lengths and data agree: more requests than counted are ERR_INVALID.",
         |world| {
             let mut data = info_request(world.disk.name(), &[info::NAME]);
             data.extend_from_slice(&[0, 3]);
@@ -242,22 +229,19 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "export-name.padding",
         EXPORT_NAME,
-        "The answer is size, flags and 124 zeroes unless \
-        those were waived; it agrees with INFO.",
+        "The answer is size, flags and 124 zeroes unless those were waived; it agrees with INFO.",
         |world| exported(world, 1, 124, Style::Simple),
     ),
     must(
         "export-name.no-zeroes",
         "Client flags",
-        "With NO_ZEROES on both sides no zeroes are \
-        sent.",
+        "With NO_ZEROES on both sides no zeroes are sent.",
         |world| exported(world, 3, 0, Style::Simple),
     ),
     must(
         "export-name.structured",
         "NBD_OPT_STRUCTURED_REPLY",
-        "Structured replies hold for \
-        EXPORT_NAME as for GO.",
+        "Structured replies hold for EXPORT_NAME as for GO.",
         |world| exported(world, 3, 0, Style::Structured),
     ),
     must(
@@ -269,8 +253,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "export-name.4096",
         EXPORT_NAME,
-        "An export that does not exist ends the session: 255, \
-        256 and 4096 bytes.",
+        "An export that does not exist ends the session: 255, 256 and 4096 bytes.",
         |world| {
             for length in [255, 256, 4096] {
                 not_exported(world, &vec![b'x'; length])?;
@@ -281,8 +264,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "export-name.4097",
         STRINGS,
-        "No string is longer than 4096 bytes: a longer EXPORT_NAME \
-        ends the session.",
+        "No string is longer than 4096 bytes: a longer EXPORT_NAME ends the session.",
         |world| not_exported(world, &[b'x'; 4097]),
     ),
     must(
@@ -294,15 +276,13 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "export-name.not-utf-8",
         STRINGS,
-        "Strings are UTF-8: an EXPORT_NAME of other bytes ends \
-        the session.",
+        "Strings are UTF-8: an EXPORT_NAME of other bytes ends the session.",
         |world| not_exported(world, b"\xff\xfe"),
     ),
     should(
         "export-name.default",
         EXPORT_NAME,
-        "The empty name is for a default export: a server \
-        of one disk has it.",
+        "The empty name is for a default export: a server of one disk has it.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let (size, _) = peer.ask(opt::INFO, b"", &[])?.export()?;

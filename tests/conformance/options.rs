@@ -43,29 +43,25 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "unknown-option.peek",
         BASELINE,
-        "An option that is not implemented gets ERR_UNSUP: the \
-        withdrawn PEEK_EXPORT.",
+        "An option that is not implemented gets ERR_UNSUP: the withdrawn PEEK_EXPORT.",
         |world| unknown(world, opt::PEEK_EXPORT, b"disk"),
     ),
     must(
         "unknown-option.zero",
         BASELINE,
-        "An option that is not implemented gets ERR_UNSUP: \
-        number 0.",
+        "An option that is not implemented gets ERR_UNSUP: number 0.",
         |world| unknown(world, 0, &[]),
     ),
     must(
         "unknown-option.next",
         BASELINE,
-        "An option that is not implemented gets ERR_UNSUP: the \
-        first unassigned number.",
+        "An option that is not implemented gets ERR_UNSUP: the first unassigned number.",
         |world| unknown(world, 12, &[]),
     ),
     must(
         "unknown-option.last",
         BASELINE,
-        "An option that is not implemented gets ERR_UNSUP: \
-        2^31 and 2^32-1.",
+        "An option that is not implemented gets ERR_UNSUP: 2^31 and 2^32-1.",
         |world| {
             unknown(world, 1 << 31, &[])?;
             unknown(world, u32::MAX, b"abc")
@@ -74,15 +70,13 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "unknown-option.one-byte",
         BASELINE,
-        "The message behind an unknown one is parsed: one \
-        byte is skipped.",
+        "The message behind an unknown one is parsed: one byte is skipped.",
         |world| unknown(world, 999, b"x"),
     ),
     must(
         "unknown-option.4096",
         BASELINE,
-        "The message behind an unknown one is parsed: 4096 and \
-        4097 bytes are skipped.",
+        "The message behind an unknown one is parsed: 4096 and 4097 bytes are skipped.",
         |world| {
             unknown(world, 999, &[1; 4096])?;
             unknown(world, 999, &[1; 4097])
@@ -91,8 +85,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "unknown-option.100k",
         BASELINE,
-        "The message behind an unknown one is parsed: 100,000 \
-        bytes are skipped.",
+        "The message behind an unknown one is parsed: 100,000 bytes are skipped.",
         |world| unknown(world, 999, &[1; 100_000]),
     ),
     must(
@@ -178,8 +171,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "starttls.refused",
         NOTLS,
-        "STARTTLS gets an error, UNSUP or POLICY best, and the \
-        handshake goes on in the clear.",
+        "STARTTLS gets an error, UNSUP or POLICY best, and the handshake goes on in the clear.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let errors = [rep::ERR_UNSUP, rep::ERR_POLICY, rep::ERR_PLATFORM];
@@ -191,8 +183,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "starttls.refused-data",
         NOTLS,
-        "STARTTLS with data gets an error and its data is \
-        skipped.",
+        "STARTTLS with data gets an error and its data is skipped.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let errors = [rep::ERR_UNSUP, rep::ERR_POLICY, rep::ERR_PLATFORM, rep::ERR_INVALID];
@@ -229,8 +220,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "structured.ack",
         STRUCTURED,
-        "STRUCTURED_REPLY is acknowledged, without any other \
-        reply.",
+        "STRUCTURED_REPLY is acknowledged, without any other reply.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::STRUCTURED_REPLY)
@@ -239,8 +229,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "structured.data",
         STRUCTURED,
-        "With data it is ERR_INVALID, and nothing is agreed \
-        on.",
+        "With data it is ERR_INVALID, and nothing is agreed on.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.option(opt::STRUCTURED_REPLY, b"x")?.refused(&[rep::ERR_INVALID])?;
@@ -252,8 +241,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "structured.twice",
         "Fixed newstyle negotiation",
-        "A repeated change of state is \
-        accepted or ERR_INVALID, and the first one stays.",
+        "A repeated change of state is accepted or ERR_INVALID, and the first one stays.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::STRUCTURED_REPLY)?;
@@ -266,8 +254,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "structured.df",
         "Transmission flags",
-        "SEND_DF is clear before structured replies are \
-        agreed on, and set behind if DF works.",
+        "SEND_DF is clear before structured replies are agreed on, and set behind if DF works.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             let before = flags_now(&mut peer, world)?;
@@ -282,8 +269,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.ack",
         EXTENDED,
-        "EXTENDED_HEADERS is acknowledged; structured replies need \
-        not come first.",
+        "EXTENDED_HEADERS is acknowledged; structured replies need not come first.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::EXTENDED_HEADERS)?;
@@ -293,8 +279,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.after-structured",
         EXTENDED,
-        "It may follow structured replies, and takes \
-        precedence.",
+        "It may follow structured replies, and takes precedence.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::STRUCTURED_REPLY)?;
@@ -317,8 +302,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.twice",
         "Fixed newstyle negotiation",
-        "A repeated change of state is accepted \
-        or ERR_INVALID, and the first one stays.",
+        "A repeated change of state is accepted or ERR_INVALID, and the first one stays.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::EXTENDED_HEADERS)?;
@@ -330,8 +314,8 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.no-way-back",
         STRUCTURED,
-        "STRUCTURED_REPLY after extended headers is \
-        ERR_EXT_HEADER_REQD, and headers stay extended.",
+        "STRUCTURED_REPLY after extended headers is ERR_EXT_HEADER_REQD, and headers stay \
+         extended.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::EXTENDED_HEADERS)?;
@@ -343,8 +327,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.go",
         "NBD_OPT_INFO and NBD_OPT_GO",
-        "With extended headers agreed on, GO is \
-        never ERR_UNSUP.",
+        "With extended headers agreed on, GO is never ERR_UNSUP.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::EXTENDED_HEADERS)?;
@@ -356,8 +339,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.export-name",
         EXTENDED,
-        "A client must not use EXPORT_NAME then; the server \
-        cannot answer it and hangs up.",
+        "A client must not use EXPORT_NAME then; the server cannot answer it and hangs up.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::EXTENDED_HEADERS)?;
@@ -368,8 +350,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "extended.not-required",
         "Maximum interoperability",
-        "A server with extended headers \
-        still serves clients that never heard of them.",
+        "A server with extended headers still serves clients that never heard of them.",
         |world| {
             for style in [Style::Simple, Style::Structured] {
                 Session::start(&world.disk, style)?.in_step()?;
@@ -380,8 +361,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "extended.df",
         "Transmission flags",
-        "SEND_DF comes with extended headers, too, and \
-        BLOCK_STATUS_PAYLOAD only with them.",
+        "SEND_DF comes with extended headers, too, and BLOCK_STATUS_PAYLOAD only with them.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.agree(opt::STRUCTURED_REPLY)?;

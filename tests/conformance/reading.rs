@@ -51,8 +51,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "read.simple",
         READ,
-        "Without structured replies READ is answered with a simple reply \
-        and all its bytes.",
+        "Without structured replies READ is answered with a simple reply and all its bytes.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Simple)?;
             session.write(AT, &[0x77; 8192])?;
@@ -64,8 +63,8 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "read.structured",
         READ,
-        "With structured replies READ is answered in chunks that cover \
-        the request, the last marked DONE.",
+        "With structured replies READ is answered in chunks that cover the request, the last \
+         marked DONE.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Structured)?;
             session.write(AT, &[0x78; 8192])?;
@@ -158,8 +157,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "read.error-no-payload",
         READ,
-        "A simple reply with an error has no payload; the next \
-        reply follows.",
+        "A simple reply with an error has no payload; the next reply follows.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Simple)?;
             for _ in 0..10 {
@@ -184,8 +182,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "read.foreign-flags",
         ERRORS,
-        "A flag of another command is EINVAL: NO_HOLE, REQ_ONE, \
-        FAST_ZERO with READ.",
+        "A flag of another command is EINVAL: NO_HOLE, REQ_ONE, FAST_ZERO with READ.",
         |world| {
             for flag in [bit::NO_HOLE, bit::REQ_ONE, bit::FAST_ZERO] {
                 invalid(world, flag, |_| (0, 4096))?;
@@ -196,8 +193,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "read.unknown-flags",
         ERRORS,
-        "An unknown flag is EINVAL with READ; the reply keeps its \
-        form.",
+        "An unknown flag is EINVAL with READ; the reply keeps its form.",
         |world| {
             for flag in [1 << 6, 1 << 10, 1 << 15] {
                 invalid(world, flag, |_| (0, 4096))?;
@@ -277,8 +273,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "read.df-too-long",
         READ,
-        "Too long for one chunk is EOVERFLOW or EINVAL, without \
-        content.",
+        "Too long for one chunk is EOVERFLOW or EINVAL, without content.",
         |world| {
             in_styles(world, &Style::CHUNKED, |session| {
                 let reply = session.ask(cmd::READ, bit::DF, 0, 64 * MIB + 512, &[])?;
@@ -291,8 +286,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "read.chunk-alignment",
         READ,
-        "Chunks have offsets and lengths of whole 512 bytes if \
-        the request has.",
+        "Chunks have offsets and lengths of whole 512 bytes if the request has.",
         |world| {
             in_styles(world, &Style::CHUNKED, |session| {
                 let reply = patterned(session, AT, 0)?;
@@ -307,8 +301,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "read.few-chunks",
         "Structured reply chunk message",
-        "The number of chunks is kept low: \
-        neighbours of one kind are one chunk.",
+        "The number of chunks is kept low: neighbours of one kind are one chunk.",
         |world| {
             in_styles(world, &Style::CHUNKED, |session| {
                 let mut reply = patterned(session, AT, 0)?;
@@ -348,8 +341,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "read.error-text",
         "Structured reply chunk message",
-        "Errors come as chunks, with words \
-        for a person.",
+        "Errors come as chunks, with words for a person.",
         |world| {
             in_styles(world, &Style::CHUNKED, |session| {
                 for (flags, offset) in [(0, session.size), (bit::NO_HOLE, 0)] {

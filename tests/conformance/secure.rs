@@ -65,16 +65,15 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.list",
         FORCED,
-        "Before TLS every option but STARTTLS and ABORT is ERR_TLS_REQD: \
-        LIST, which tells nothing.",
+        "Before TLS every option but STARTTLS and ABORT is ERR_TLS_REQD: LIST, which tells \
+         nothing.",
         |world| required(world, opt::LIST, &[]),
     )
     .tls(),
     must(
         "tls.info",
         FORCED,
-        "Before TLS every option is ERR_TLS_REQD: INFO and GO, without \
-        information.",
+        "Before TLS every option is ERR_TLS_REQD: INFO and GO, without information.",
         |world| {
             let data = info_request(world.disk.name(), &[0, 1, 2, 3]);
             required(world, opt::INFO, &data)?;
@@ -85,8 +84,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.unknown-export",
         FORCED,
-        "Before TLS every option is ERR_TLS_REQD: names cannot be \
-        tried out.",
+        "Before TLS every option is ERR_TLS_REQD: names cannot be tried out.",
         |world| {
             required(world, opt::INFO, &info_request(b"no-such-export", &[]))?;
             required(world, opt::GO, &info_request(b"no-such-export", &[]))
@@ -96,8 +94,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.state",
         FORCED,
-        "Before TLS every option is ERR_TLS_REQD: structured replies, \
-        extended headers.",
+        "Before TLS every option is ERR_TLS_REQD: structured replies, extended headers.",
         |world| {
             required(world, opt::STRUCTURED_REPLY, &[])?;
             required(world, opt::EXTENDED_HEADERS, &[])
@@ -118,8 +115,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.unknown-option",
         FORCED,
-        "Before TLS every option is ERR_TLS_REQD: unknown ones, \
-        their data skipped.",
+        "Before TLS every option is ERR_TLS_REQD: unknown ones, their data skipped.",
         |world| {
             required(world, 999, &[])?;
             required(world, 999, &[7; 5000])
@@ -159,8 +155,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.old-client",
         "TLS support, server-side requirements",
-        "A client without \
-        FIXED_NEWSTYLE cannot have TLS; here it gets nothing.",
+        "A client without FIXED_NEWSTYLE cannot have TLS; here it gets nothing.",
         |world| {
             for flags in [0, hello::NO_ZEROES] {
                 let connector = world.disk.connector.in_the_clear();
@@ -188,8 +183,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.starttls-data",
         STARTTLS,
-        "STARTTLS with data is ERR_INVALID, and may be asked \
-        again without.",
+        "STARTTLS with data is ERR_INVALID, and may be asked again without.",
         |world| {
             for length in [1, 16, 4096] {
                 let mut peer = clear(world)?;
@@ -238,32 +232,30 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.injected-option",
         STARTTLS,
-        "Plaintext behind STARTTLS in one segment is never \
-        taken for something said under TLS: an option.",
+        "Plaintext behind STARTTLS in one segment is never taken for something said under TLS: an \
+         option.",
         |world| injected(world, &option(opt::LIST, &[])),
     )
     .tls(),
     must(
         "tls.injected-go",
         STARTTLS,
-        "Plaintext behind STARTTLS in one segment is never taken \
-        for something said under TLS: GO.",
+        "Plaintext behind STARTTLS in one segment is never taken for something said under TLS: GO.",
         |world| injected(world, &option(opt::GO, &info_request(world.disk.name(), &[]))),
     )
     .tls(),
     must(
         "tls.injected-byte",
         STARTTLS,
-        "Plaintext behind STARTTLS in one segment is never taken \
-        for something said under TLS: one byte.",
+        "Plaintext behind STARTTLS in one segment is never taken for something said under TLS: \
+         one byte.",
         |world| injected(world, b"I"),
     )
     .tls(),
     must(
         "tls.plaintext-instead",
         FORCED,
-        "After the ACK everything is TLS: an option in the clear \
-        ends the session.",
+        "After the ACK everything is TLS: an option in the clear ends the session.",
         |world| {
             let mut peer = clear(world)?;
             peer.option(opt::STARTTLS, &[])?.acked()?;
@@ -277,8 +269,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.plaintext-within",
         FORCED,
-        "There is no way back: plaintext within TLS ends the \
-        session.",
+        "There is no way back: plaintext within TLS ends the session.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Structured)?;
             session.in_step()?;
@@ -312,16 +303,14 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "tls.nobody",
         CREDENTIALS,
-        "Who must be known is: a client without a certificate is \
-        refused.",
+        "Who must be known is: a client without a certificate is refused.",
         |world| turned_away(world, world.certificates()?.nobody()),
     )
     .tls(),
     must(
         "tls.stranger",
         CREDENTIALS,
-        "Who must be known is: a certificate of another authority is \
-        refused.",
+        "Who must be known is: a certificate of another authority is refused.",
         |world| turned_away(world, world.certificates()?.stranger()),
     )
     .tls(),
@@ -345,8 +334,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "tls.abort-within",
         "Termination of the session during option haggling",
-        "Who ends a \
-        session shuts TLS down first: ABORT.",
+        "Who ends a session shuts TLS down first: ABORT.",
         |world| {
             let mut peer = Peer::open(&world.disk.connector)?;
             peer.option(opt::ABORT, &[])?.acked()?;

@@ -147,8 +147,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "status.zeroes-told",
         ALLOCATION,
-        "Status beyond 0 is told where it is easily known: \
-        zeroed and untouched ranges are ZERO.",
+        "Status beyond 0 is told where it is easily known: zeroed and untouched ranges are ZERO.",
         |world| {
             let own = world.own()?;
             let mut session = Session::with(&own.target, Style::Structured, &[BASE])?;
@@ -205,8 +204,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.progress",
         STATUS,
-        "At least one extent comes, so a client gets to the end of any \
-        disk.",
+        "At least one extent comes, so a client gets to the end of any disk.",
         |world| {
             for style in Style::CHUNKED {
                 let mut session = open(world, style)?;
@@ -262,8 +260,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.fua",
         "Command flags",
-        "FUA is accepted with every command if it is offered: \
-        BLOCK_STATUS.",
+        "FUA is accepted with every command if it is offered: BLOCK_STATUS.",
         |world| {
             for style in Style::CHUNKED {
                 open(world, style)?.ok(cmd::BLOCK_STATUS, bit::FUA, 0, 65_536)?;
@@ -284,8 +281,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "status.none-selected",
         "Metadata querying",
-        "Without a selected context BLOCK_STATUS is \
-        EINVAL.",
+        "Without a selected context BLOCK_STATUS is EINVAL.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -298,8 +294,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.write-allocates",
         ALLOCATION,
-        "HOLE tells of missing allocation: what was just \
-        written is none.",
+        "HOLE tells of missing allocation: what was just written is none.",
         |world| {
             for style in Style::CHUNKED {
                 let mut session = open(world, style)?;
@@ -314,8 +309,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.other-connection",
         "Transmission flags, CAN_MULTI_CONN",
-        "What another connection \
-        wrote is told.",
+        "What another connection wrote is told.",
         |world| {
             let mut writer = Session::start(&world.disk, Style::Simple)?;
             let mut asker = open(world, Style::Structured)?;
@@ -329,8 +323,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.narrow",
         CHUNK,
-        "Compact headers get the chunk with 32-bit lengths, a multiple of \
-        8 and 4 bytes.",
+        "Compact headers get the chunk with 32-bit lengths, a multiple of 8 and 4 bytes.",
         |world| {
             let found = status(&mut open(world, Style::Structured)?, 0, 0, 4096)?;
             ensure!(!found.wide, "a 64-bit chunk");
@@ -340,8 +333,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.wide",
         "Structured reply types, BLOCK_STATUS_EXT",
-        "With extended headers an \
-        extent may be longer than 32 bits.",
+        "With extended headers an extent may be longer than 32 bits.",
         |world| {
             let mut session = Session::with(world.huge()?, Style::Extended, &[BASE])?;
             let found = status(&mut session, 0, 42 * GIB, 22 * GIB)?;
@@ -352,8 +344,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.long-compact",
         CHUNK,
-        "A range of nearly 2^32 bytes is answered without a length \
-        overflowing.",
+        "A range of nearly 2^32 bytes is answered without a length overflowing.",
         |world| {
             let mut session = Session::with(world.huge()?, Style::Structured, &[BASE, DEPTH])?;
             for length in [1 << 31, u64::from(u32::MAX), u64::from(u32::MAX) - 511] {
@@ -366,8 +357,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "status.many-extents",
         STATUS,
-        "At most 2^20 descriptors come in a chunk; a finely cut \
-        range is told in bounded replies.",
+        "At most 2^20 descriptors come in a chunk; a finely cut range is told in bounded replies.",
         |world| {
             let own = world.own()?;
             let mut session = Session::with(&own.target, Style::Structured, &[BASE])?;
@@ -386,8 +376,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.depth",
         QEMU,
-        "allocation-depth is 0 where no layer has data, 1 in the leaf, 2 in \
-        its parent.",
+        "allocation-depth is 0 where no layer has data, 1 in the leaf, 2 in its parent.",
         |world| {
             for style in Style::CHUNKED {
                 let mut session = Session::with(world.chain()?, style, &[DEPTH])?;
@@ -402,8 +391,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.dirty",
         QEMU,
-        "The bitmap of the leaf is set where the leaf has data, clear \
-        elsewhere.",
+        "The bitmap of the leaf is set where the leaf has data, clear elsewhere.",
         |world| {
             for style in Style::CHUNKED {
                 let mut session = Session::with(world.chain()?, style, &[LEAF])?;
@@ -418,8 +406,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "status.chain",
         ALLOCATION,
-        "Allocation is told of the whole chain: a parent's data is no \
-        hole.",
+        "Allocation is told of the whole chain: a parent's data is no hole.",
         |world| {
             let mut session = Session::with(world.chain()?, Style::Structured, &[BASE])?;
             for (at, flags) in [(IN_LEAF.0, 0), (IN_PARENT.0, 0), (0, 3)] {

@@ -4,7 +4,7 @@
 use crate::case::{Case, Outcome, ensure, must, should};
 use crate::link::Ending;
 use crate::session::{Session, Style};
-use crate::wire::{EXTENDED_REQUEST, REQUEST, SIMPLE_REPLY, bit, can, cmd, err};
+use crate::wire::{EXTENDED_REQUEST, SIMPLE_REPLY, bit, can, cmd, err};
 use crate::world::{MIB, World};
 
 const TRANSMISSION: &str = "Transmission";
@@ -89,8 +89,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "request.magic",
         REQUESTS,
-        "A request starts with its magic; anything else is a \
-        violation.",
+        "A request starts with its magic; anything else is a violation.",
         |world| {
             nonsense(world, Style::Simple, &[0; 28])?;
             nonsense(world, Style::Structured, &[0xff; 28])?;
@@ -105,8 +104,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "request.extended-magic",
         REQUESTS,
-        "Without extended headers an extended request is a \
-        violation.",
+        "Without extended headers an extended request is a violation.",
         |world| {
             for style in [Style::Simple, Style::Structured] {
                 nonsense(world, style, &[&EXTENDED_REQUEST.to_be_bytes()[..], &[0; 28]].concat())?;
@@ -117,8 +115,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "request.swapped-magic",
         "Reserved Magic values",
-        "The historic magic of the other byte \
-        order is no request.",
+        "The historic magic of the other byte order is no request.",
         |world| {
             nonsense(world, Style::Simple, &[&0x1256_0953_u32.to_be_bytes()[..], &[0; 24]].concat())
         },
@@ -176,8 +173,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "cookie.reused",
         TRANSMISSION,
-        "A cookie may be used again when its request was \
-        answered.",
+        "A cookie may be used again when its request was answered.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -192,8 +188,8 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "cookie.twice",
         TRANSMISSION,
-        "A client should not use a cookie twice at a time; if it \
-        does, each request is answered once.",
+        "A client should not use a cookie twice at a time; if it does, each request is answered \
+         once.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -212,8 +208,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "order.pipelined",
         TRANSMISSION,
-        "Many requests at once are each answered once, in any \
-        order.",
+        "Many requests at once are each answered once, in any order.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -250,8 +245,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "order.reads-of-all-sizes",
         TRANSMISSION,
-        "Replies and chunks of several reads may come \
-        interleaved, and each is whole.",
+        "Replies and chunks of several reads may come interleaved, and each is whole.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -267,8 +261,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "order.flush-after-write",
         "Ordering of messages and writes",
-        "A FLUSH covers what was \
-        answered before it; both are answered.",
+        "A FLUSH covers what was answered before it; both are answered.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Structured)?;
             for round in 0..8 {
@@ -304,8 +297,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "disc.finishes-reads",
         DISC,
-        "Outstanding requests are handled first: reads are answered, \
-        then the connection ends.",
+        "Outstanding requests are handled first: reads are answered, then the connection ends.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -338,8 +330,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "hang-up.unread-replies",
         ENDING,
-        "A client that vanishes with replies pending harms \
-        nobody.",
+        "A client that vanishes with replies pending harms nobody.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -354,8 +345,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "error-text.everywhere",
         "Structured reply chunk message",
-        "Errors come as chunks with \
-        words, for every command.",
+        "Errors come as chunks with words, for every command.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Structured)?;
             let end = session.size;

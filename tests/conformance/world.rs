@@ -84,6 +84,7 @@ pub(crate) struct World {
     read_only: Option<Target>,
     chain: Option<Target>,
     huge: Option<Target>,
+    certificates: Option<Arc<Certificates>>,
     /// How to start a server of ours; not for others.
     manner: Option<Manner>,
     _servers: Vec<Server>,
@@ -113,20 +114,34 @@ impl World {
         let leaf = chain_of_two(&folder, &manner);
         let chain = Some(serve(&leaf, &[], CHAIN));
         let (name, manner, folder) = (name.to_owned(), Some(manner), Some(folder));
-        let disk = target;
-        Self { name, disk, read_only, chain, huge, manner, _servers: servers, _folder: folder }
+        let certificates = manner.as_ref().and_then(|manner| manner.tls.clone());
+        Self {
+            name,
+            disk: target,
+            read_only,
+            chain,
+            huge,
+            certificates,
+            manner,
+            _servers: servers,
+            _folder: folder,
+        }
     }
 
     /// A server somebody else started: `CONFORMANCE_SOCKET` is its unix socket or TCP address,
     /// `CONFORMANCE_EXPORT` the name of a writable export without data, and
-    /// `CONFORMANCE_READ_ONLY` the name of a read-only one, if there is one.
+    /// `CONFORMANCE_READ_ONLY` the name of a read-only one, if there is one. If it insists on TLS,
+    /// `CONFORMANCE_CERTIFICATES` is the folder of [`Certificates::at`].
     pub(crate) fn from_environment() -> Option<Self> {
         let socket = std::env::var("CONFORMANCE_SOCKET").ok()?;
         let address = match socket.to_socket_addrs().ok().and_then(|mut all| all.next()) {
             Some(address) if !socket.starts_with('/') => Address::Tcp(address),
             _ => Address::Unix(PathBuf::from(&socket)),
         };
-        let connector = Connector { address, tls: None };
+        let certificates = std::env::var("CONFORMANCE_CERTIFICATES").ok();
+        let certificates = certificates.map(|root| Arc::new(Certificates::at(Path::new(&root))));
+        let tls = certificates.as_ref().map(|all| all.client());
+        let connector = Connector { address, tls };
         let export = std::env::var("CONFORMANCE_EXPORT").unwrap_or_default();
         let target = |export: String| {
             let ask = || {
@@ -143,6 +158,7 @@ impl World {
             read_only,
             chain: None,
             huge: None,
+            certificates,
             manner: None,
             _servers: Vec::new(),
             _folder: None,
@@ -176,8 +192,7 @@ impl World {
 
     /// What TLS needs, for cases about wrong certificates.
     pub(crate) fn certificates(&self) -> Outcome<&Certificates> {
-        let manner = self.manner.as_ref().and_then(|manner| manner.tls.as_deref());
-        manner.ok_or_else(|| Stop::Lacking("certificates".into()))
+        self.certificates.as_deref().ok_or_else(|| Stop::Lacking("certificates".into()))
     }
 }
 

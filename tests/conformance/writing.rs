@@ -80,8 +80,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "write.bytes",
         SIZES,
-        "Any offset and length is served if the minimum is 1, and touches \
-        nothing else.",
+        "Any offset and length is served if the minimum is 1, and touches nothing else.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -120,8 +119,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "write.beyond-64-mib",
         SIZES,
-        "What is too long is refused cleanly, or ends the \
-        connection; the server lives on.",
+        "What is too long is refused cleanly, or ends the connection; the server lives on.",
         |world| {
             clean(world, Style::Simple, 64 * MIB + 1)?;
             clean(world, Style::Structured, 64 * MIB + 512)?;
@@ -131,8 +129,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "write.announced",
         SIZES,
-        "A payload announced with 2^31 or 2^32-1 bytes that never \
-        comes harms nobody.",
+        "A payload announced with 2^31 or 2^32-1 bytes that never comes harms nobody.",
         |world| {
             for length in [1 << 31, u64::from(u32::MAX)] {
                 let mut session = Session::start(&world.disk, Style::Simple)?;
@@ -148,8 +145,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "write.past-end",
         ERRORS,
-        "WRITE beyond the end is ENOSPC, its payload skipped, nothing \
-        written.",
+        "WRITE beyond the end is ENOSPC, its payload skipped, nothing written.",
         |world| refused(world, 0, &[err::ENOSPC], |size| (size - 511, 512)),
     ),
     should("write.at-end", ERRORS, "WRITE beyond the end is ENOSPC: starting at it.", |world| {
@@ -167,15 +163,13 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "write.long-past-end",
         ERRORS,
-        "WRITE beyond the end is ENOSPC: 1 MiB of payload is \
-        skipped.",
+        "WRITE beyond the end is ENOSPC: 1 MiB of payload is skipped.",
         |world| refused(world, 0, &[err::ENOSPC], |size| (size - 4096, 1 << 20)),
     ),
     should(
         "write.foreign-flags",
         ERRORS,
-        "A flag of another command is EINVAL: NO_HOLE, DF, \
-        REQ_ONE, FAST_ZERO with WRITE.",
+        "A flag of another command is EINVAL: NO_HOLE, DF, REQ_ONE, FAST_ZERO with WRITE.",
         |world| {
             for flag in [bit::NO_HOLE, bit::DF, bit::REQ_ONE, bit::FAST_ZERO] {
                 refused(world, flag, &[err::EINVAL], |size| (size - 4096, 4096))?;
@@ -186,8 +180,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "write.unknown-flags",
         ERRORS,
-        "An unknown flag is EINVAL with WRITE; the payload is \
-        skipped.",
+        "An unknown flag is EINVAL with WRITE; the payload is skipped.",
         |world| {
             for flag in [1 << 6, 1 << 15] {
                 refused(world, flag, &[err::EINVAL], |size| (size - 4096, 4096))?;
@@ -206,8 +199,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "write.payload-like-requests",
         WRITE,
-        "Payload is not read as requests, also of a \
-        refused write.",
+        "Payload is not read as requests, also of a refused write.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -278,8 +270,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "flush.reserved",
         FLUSH,
-        "Offset and length are reserved: a FLUSH with them succeeds or \
-        is EINVAL, in step.",
+        "Offset and length are reserved: a FLUSH with them succeeds or is EINVAL, in step.",
         |world| {
             for style in Style::ALL {
                 let mut session = Session::start(&world.disk, style)?;
@@ -304,8 +295,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "flush.other-connection",
         MULTI,
-        "A FLUSH covers writes answered on other connections, \
-        and its effect is visible on all.",
+        "A FLUSH covers writes answered on other connections, and its effect is visible on all.",
         |world| {
             let mut writer = Session::start(&world.disk, Style::Structured)?;
             let mut flusher = Session::start(&world.disk, Style::Simple)?;
@@ -322,8 +312,7 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "write.fua-other-connection",
         MULTI,
-        "What was written with FUA is visible on all \
-        connections when it is answered.",
+        "What was written with FUA is visible on all connections when it is answered.",
         |world| {
             let mut writer = Session::start(&world.disk, Style::Extended)?;
             let mut reader = Session::start(&world.disk, Style::Simple)?;

@@ -119,15 +119,13 @@ pub(crate) const CASES: &[Case] = &[
     must(
         "zeroes.fast-unaligned",
         ZEROES,
-        "FAST_ZERO either zeroes, or is ENOTSUP and changes \
-        nothing: odd bytes.",
+        "FAST_ZERO either zeroes, or is ENOTSUP and changes nothing: odd bytes.",
         |world| fast(world, 0, 5, 7777),
     ),
     must(
         "zeroes.fast-no-hole",
         ZEROES,
-        "FAST_ZERO with NO_HOLE either zeroes, or is ENOTSUP and \
-        changes nothing.",
+        "FAST_ZERO with NO_HOLE either zeroes, or is ENOTSUP and changes nothing.",
         |world| {
             fast(world, bit::NO_HOLE, 0, 256 * KIB)?;
             fast(world, bit::NO_HOLE | bit::FUA, 4096, 8192)
@@ -136,8 +134,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "zeroes.fast-not-offered",
         ZEROES,
-        "FAST_ZERO that was not offered is EINVAL, and ends \
-        nobody's server.",
+        "FAST_ZERO that was not offered is EINVAL, and ends nobody's server.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Simple)?;
             if session.flags & can::FAST_ZERO == 0 {
@@ -183,8 +180,7 @@ pub(crate) const CASES: &[Case] = &[
     should(
         "zeroes.long",
         SIZES,
-        "Without a payload a length above the maximum is no reason to \
-        hang up: 80 MiB and 3 GiB.",
+        "Without a payload a length above the maximum is no reason to hang up: 80 MiB and 3 GiB.",
         |world| {
             let mut session = Session::start(&world.disk, Style::Simple)?;
             session.ok(cmd::WRITE_ZEROES, 0, 0, 80 * MIB)?;
@@ -254,8 +250,7 @@ pub(crate) const HINTS: &[Case] = &[
     should(
         "trim.long",
         SIZES,
-        "Without a payload a length above the maximum is no reason to hang \
-        up: 3 GiB.",
+        "Without a payload a length above the maximum is no reason to hang up: 3 GiB.",
         |world| {
             let mut session = Session::start(world.huge()?, Style::Simple)?;
             session.write(5 * GIB, &[0x55; 4096])?;
