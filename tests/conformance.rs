@@ -4,6 +4,7 @@
 //! from the protocol's text alone and shares nothing with the server's crates. Named in the
 //! environment, a foreign server is judged by the same cases:
 //! `CONFORMANCE_SOCKET=/run/nbd.sock cargo test --test conformance foreign -- --nocapture`.
+//! `CONFORMANCE_ONLY` is how the names of the wanted cases start; `world` tells of the rest.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "conformance/asking.rs"]
