@@ -58,6 +58,10 @@ bench:
 interop:
     CI=true cargo test --test 'interop_*' --test sigkill -- --nocapture
 
+# Let a Linux kernel use our exports as disks, in a guest under QEMU
+guest:
+    tests/guest/run.sh
+
 # The documentation, with warnings as errors
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
