@@ -59,7 +59,8 @@ impl Victim {
     fn new(aio: &str) -> Self {
         let folder = TempDir::new().expect("the temporary folder takes files");
         let image = folder.path().join("disk.vhd");
-        let server = Server::start(&image, &["--create", "1G", "--aio", aio, "--export-connections", "256"]);
+        let server =
+            Server::start(&image, &["--create", "1G", "--aio", aio, "--export-connections", "256"]);
         let (_, socket) = server.uri().split_once("?socket=").expect("it serves a unix socket");
         let socket = PathBuf::from(socket);
         Self { watchdog: Watchdog::new(server.id()), server, socket, _folder: folder }
