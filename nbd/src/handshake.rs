@@ -416,8 +416,7 @@ impl Handshake {
 
     fn transmission_flags(&self, export: &Export) -> u16 {
         let flags = export.capabilities.transmission_flags(self.structured);
-        // Told whether or not contexts are selected yet, so that INFO and GO agree.
-        let filters = self.headers == HeaderFormat::Extended && !export.contexts.is_empty();
+        let filters = self.headers == HeaderFormat::Extended && self.has_contexts_for(export);
         if filters { flags | transmission_flag::BLOCK_STATUS_PAYLOAD } else { flags }
     }
 
@@ -443,6 +442,14 @@ impl Handshake {
         self.structured = true;
         self.headers = HeaderFormat::Extended;
         self.acknowledge(option::EXTENDED_HEADERS)
+    }
+
+    /// Whether a filter of contexts would have any to choose from.
+    fn has_contexts_for(&self, export: &Export) -> bool {
+        let of_this = |(name, contexts): &(String, Vec<Context>)| {
+            *name == export.name && !contexts.is_empty()
+        };
+        self.structured && self.selected.as_ref().is_some_and(of_this)
     }
 
     fn session(&mut self, export: Export) -> Session {

@@ -35,7 +35,10 @@ pub enum Command {
         fua: bool,
     },
     /// Make every answered write durable. Carries no range: offset and length are zero.
-    Flush,
+    Flush {
+        /// What the client left in the field for the offset, which a reply repeats.
+        reserved: Offset,
+    },
     /// The range is no longer needed.
     Trim {
         /// Answer only when it is durable.
@@ -121,6 +124,7 @@ impl Request {
         let offset = match self.command {
             // The request had its size in that field, and a reply repeats the field.
             Command::Resize { size } => Offset(size.0),
+            Command::Flush { reserved } => reserved,
             _ => self.offset,
         };
         Echo { cookie: self.cookie, offset }
@@ -340,7 +344,7 @@ impl Transmission {
         let (cookie, mut offset, mut length) = (header.cookie, header.offset, subject.length);
         match command {
             // Offset and length are reserved here; clients exist that leave something in them.
-            Command::Flush => (offset, length) = (Offset(0), Bytes(0)),
+            Command::Flush { .. } => (offset, length) = (Offset(0), Bytes(0)),
             Command::Resize { size } => {
                 self.check_new_size(size, length)?;
                 (offset, length) = (Offset(0), Bytes(0));
@@ -369,7 +373,7 @@ impl Transmission {
                 (Command::Read { df: has(command_flag::DF) }, legal)
             }
             command::WRITE => (Command::Write { fua }, payload_len),
-            command::FLUSH => (Command::Flush, 0),
+            command::FLUSH => (Command::Flush { reserved: header.offset }, 0),
             command::TRIM => (Command::Trim { fua }, 0),
             command::CACHE => (Command::Cache, 0),
             command::WRITE_ZEROES => {
@@ -409,7 +413,7 @@ impl Transmission {
         }
         let offered = match command {
             Command::Read { .. } | Command::Write { .. } => true,
-            Command::Flush => self.able.flush,
+            Command::Flush { .. } => self.able.flush,
             Command::Trim { .. } => self.able.trim,
             Command::WriteZeroes { .. } => self.able.write_zeroes,
             Command::Cache => self.able.cache,

@@ -207,7 +207,9 @@ fn carry_out(
             disk[range].fill(0);
             out.extend_from_slice(&style.done(request.echo()));
         }
-        Command::Flush | Command::Cache => out.extend_from_slice(&style.done(request.echo())),
+        Command::Flush { .. } | Command::Cache => {
+            out.extend_from_slice(&style.done(request.echo()))
+        }
     }
 }
 

@@ -242,8 +242,12 @@ fn requests_keep_to_the_minimum_block_size() {
 #[test]
 fn a_flush_carries_no_range_even_if_the_client_left_one_in() {
     let found = request(ask(&session(), command::FLUSH, 0, u64::MAX, u32::MAX));
-    let expected =
-        Request { cookie: Cookie(7), command: Command::Flush, offset: Offset(0), length: Bytes(0) };
+    let expected = Request {
+        cookie: Cookie(7),
+        command: Command::Flush { reserved: Offset(0) },
+        offset: Offset(0),
+        length: Bytes(0),
+    };
     assert_eq!(found, Some(expected));
 }
 

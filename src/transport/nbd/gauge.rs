@@ -70,7 +70,7 @@ pub(super) const fn op_of(command: &Command) -> Op {
     match command {
         Command::Read { .. } => Op::Read,
         Command::Write { .. } => Op::Write,
-        Command::Flush => Op::Flush,
+        Command::Flush { .. } => Op::Flush,
         Command::Trim { .. } => Op::Trim,
         Command::WriteZeroes { .. } => Op::Zero,
         Command::Cache => Op::Cache,

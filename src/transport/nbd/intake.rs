@@ -336,7 +336,7 @@ fn moved_bytes(request: &NbdRequest) -> u64 {
     match request.command {
         Command::Read { .. } | Command::Write { .. } => request.length.0,
         Command::Cache => request.length.0.min(MAX_CACHE_BYTES),
-        Command::Flush
+        Command::Flush { .. }
         | Command::Trim { .. }
         | Command::WriteZeroes { .. }
         | Command::BlockStatus { .. }
@@ -358,7 +358,7 @@ fn asked_of_disk(command: Command, extent: Extent, lease: Option<&Lease>) -> Req
         Command::BlockStatus { req_one, .. } => {
             Request::Map { extent, limit: if req_one { 1 } else { MAX_RUNS } }
         }
-        Command::Flush => Request::Flush,
+        Command::Flush { .. } => Request::Flush,
         Command::Resize { size } => Request::Resize { size: ByteLen::new(size.0) },
     }
 }
