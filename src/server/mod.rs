@@ -33,6 +33,8 @@ pub struct Service {
     door: Arc<Door>,
     /// Where handshakes run, and TLS.
     crew: tokio::runtime::Handle,
+    /// Listeners, each with its handshakes.
+    listening: tokio::sync::Mutex<JoinSet<io::Result<()>>>,
 }
 
 impl Service {
@@ -45,16 +47,18 @@ impl Service {
         tls: Option<Tls>,
         crew: tokio::runtime::Handle,
     ) -> Self {
-        Self { door: Arc::new(Door::new(registry, limits, tls)), crew }
+        let door = Arc::new(Door::new(registry, limits, tls));
+        Self { door, crew, listening: tokio::sync::Mutex::default() }
     }
 
-    /// Lets clients in until it is dropped, or until there can be no more of them: nothing listens
-    /// and every connection there was has ended.
+    /// Lets clients in, and returns when there can be no more of them: nothing listens, and every
+    /// connection there was has ended. Dropping the future changes nothing for clients; they are
+    /// let in, or told by a draining registry that they are not, until the service is dropped.
     ///
     /// # Errors
     /// A listener that cannot be used.
     pub async fn serve(&self, bound: Bound) -> io::Result<()> {
-        let mut listening = JoinSet::new();
+        let mut listening = self.listening.lock().await;
         for listener in bound.listeners {
             let (door, crew) = (Arc::clone(&self.door), self.crew.clone());
             listening.spawn(door::accept_all(listener, door, crew));

@@ -244,11 +244,13 @@ fn a_flush_carries_no_range_even_if_the_client_left_one_in() {
     let found = request(ask(&session(), command::FLUSH, 0, u64::MAX, u32::MAX));
     let expected = Request {
         cookie: Cookie(7),
-        command: Command::Flush { reserved: Offset(0) },
+        command: Command::Flush { reserved: Offset(u64::MAX) },
         offset: Offset(0),
         length: Bytes(0),
     };
     assert_eq!(found, Some(expected));
+    // "Offset ... MUST match the request" (extended reply chunk message).
+    assert_eq!(expected.echo().offset, Offset(u64::MAX));
 }
 
 #[test]
