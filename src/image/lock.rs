@@ -222,9 +222,35 @@ fn is_locked(fd: &impl AsFd, at: off_t) -> Result<bool, LockError> {
     Ok(i32::from(probe.l_type) != F_UNLCK)
 }
 
+/// How long the search for the holders of a lock may take.
+const SEARCH_LIMIT: Duration = Duration::from_secs(1);
+
 /// Which processes have the file open, for an error's sake: the kernel does not tell who owns a
-/// lock of this kind. Looks at links only, which cannot block; sees what we are allowed to see.
+/// lock of this kind. Sees what we are allowed to see.
 fn holders(path: &Path) -> Vec<String> {
+    let path = path.to_owned();
+    within(SEARCH_LIMIT, move || open_in(&path)).unwrap_or_default()
+}
+
+/// What a search finds, if it ends in time. Looking at the links of a process waits while that
+/// process starts a program, which may be for ever if the program lies on a dead file system.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    search: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, found) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name("orlop-search".to_owned()).spawn(move || {
+        // Nobody waits any more if it took too long.
+        let _ = sender.send(search());
+    });
+    let thread = thread.ok()?;
+    let found = found.recv_timeout(limit).ok()?;
+    // It is past its last word; whoever counts threads must not find it.
+    drop(thread.join());
+    Some(found)
+}
+
+fn open_in(path: &Path) -> Vec<String> {
     let mut found = Vec::new();
     // The kernel names open files by their whole paths.
     let Ok(path) = path.canonicalize() else { return found };
@@ -253,6 +279,7 @@ fn holders(path: &Path) -> Vec<String> {
 mod tests {
     use std::fs::File;
     use std::path::PathBuf;
+    use std::time::Duration;
 
     use super::{Claim, LockError, Permission, take};
 
@@ -265,6 +292,14 @@ mod tests {
 
     fn open(path: &PathBuf) -> File {
         File::options().read(true).write(true).open(path).unwrap()
+    }
+
+    #[test]
+    fn a_search_that_never_ends_is_not_waited_for() {
+        let short = Duration::from_millis(20);
+        let endless = super::within(short, || std::thread::sleep(Duration::from_secs(600)));
+        assert_eq!(endless, None);
+        assert_eq!(super::within(Duration::from_secs(600), || 7), Some(7));
     }
 
     #[test]
