@@ -112,7 +112,6 @@ fn a_raw_image_on_tcp_conforms() {
 }
 
 #[test]
-#[ignore = "needs TLS in the server"]
 fn a_dynamic_vhd_through_tls_conforms() {
     if have(&["openssl"]) {
         let tls = Some(Arc::new(Certificates::make()));
@@ -121,7 +120,6 @@ fn a_dynamic_vhd_through_tls_conforms() {
 }
 
 #[test]
-#[ignore = "needs TLS in the server"]
 fn a_raw_image_through_tls_on_tcp_conforms() {
     if have(&["openssl"]) {
         let tls = Some(Arc::new(Certificates::make()));
