@@ -2,6 +2,7 @@
 //!
 //! Refuses to let strangers in by accident: beyond this machine only with TLS, or when told twice.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ use crate::server::{self, Bound, CID_ANY, Listen};
 
 /// How long a client on standard output may take to read its last replies.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// Bytes carried at once between a pipe and the server.
+const PIECE_BYTES: usize = 128 << 10;
 /// The port NBD is known under.
 const NBD_PORT: u16 = 10809;
 
@@ -176,19 +179,33 @@ fn stdio() -> Result<(OwnedFd, LastWords)> {
     std::thread::Builder::new().name("orlop-stdin".to_owned()).spawn(move || {
         let mut to_server = to_server;
         // However it ends, nothing more will come: the server sees the end of the stream.
-        let _ = std::io::copy(&mut std::fs::File::from(input), &mut to_server);
+        let _ = carry(std::fs::File::from(input), &mut to_server);
         let _ = to_server.shutdown(std::net::Shutdown::Write);
     })?;
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::Builder::new().name("orlop-stdout".to_owned()).spawn(move || {
         let mut from_server = outer;
         // A reader that is gone is told by the broken pair.
-        let _ = std::io::copy(&mut from_server, &mut std::fs::File::from(output));
+        let _ = carry(&mut from_server, std::fs::File::from(output));
         let _ = from_server.shutdown(std::net::Shutdown::Both);
         // Nobody waits when the server gave up first.
         let _ = done.send(());
     })?;
     Ok((inner.into(), LastWords(Some(is_done))))
+}
+
+/// Passes on what comes as soon as it comes. The library's own copy moves pipes with `splice`, and
+/// then a handshake on two pipes got no further than its greeting.
+fn carry(mut from: impl Read, mut to: impl Write) -> std::io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&piece[..count])?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[cfg(test)]
