@@ -14,8 +14,8 @@ use crate::admin::{Ask, AskError, ask};
 #[derive(Debug, Args)]
 pub(super) struct ExportOptions {
     /// The server's admin socket (`orlop serve --admin PATH`)
-    #[arg(long, value_name = "PATH", global = true, default_value = "")]
-    admin: PathBuf,
+    #[arg(long, value_name = "PATH", global = true)]
+    admin: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -60,10 +60,10 @@ fn bytes(text: &str) -> Result<u64, String> {
 
 /// Runs the command.
 pub(super) fn run(options: &ExportOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
-    if options.admin.as_os_str().is_empty() {
+    let Some(admin) = &options.admin else {
         let hint = "start the server with --admin PATH and name it here with --admin PATH";
         return Err(Failure::usage("which server?", hint));
-    }
+    };
     let question = match &options.verb {
         Verb::List => Ask::Exports,
         Verb::Add { spec } => Ask::Add { spec: spec.clone() },
@@ -74,7 +74,7 @@ pub(super) fn run(options: &ExportOptions, out: &mut dyn Write) -> Result<Exit, 
         Verb::Stats => Ask::Stats,
         Verb::ReloadTls => Ask::ReloadTls,
     };
-    let answer = ask(&options.admin, &question).map_err(failure)?;
+    let answer = ask(admin, &question).map_err(failure)?;
     if options.json {
         let whole = json!({ "schema_version": SCHEMA_VERSION, "answer": answer });
         writeln!(out, "{whole}")?;

@@ -33,6 +33,9 @@ use crate::transport::nbd::{ClientSettings, NbdClient};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long what was said last may take to reach a peer under TLS after the shard closed.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How long a refused peer under TLS may take to hang up, and how much it may say until then.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_PIECES: usize = 64;
 /// Peers at once that pass connections.
 const PASSERS_MAX: usize = 16;
 /// How long a TCP peer may be silent before the system asks whether it is still there. One that
@@ -195,7 +198,14 @@ impl Door {
             Turn::Tls => {}
         }
         let tls = self.tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let (mut secured, peer) = tls.accept(stream).await?;
+        let ears = stream.twin()?;
+        let (mut secured, peer) = match tls.accept(stream).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let _ = tokio::time::timeout(LINGER, hear_out(ears)).await;
+                return Err(error.into());
+            }
+        };
         sight.secured(peer);
         handshake.secured();
         match talk(&mut secured, &mut handshake, sight).await? {
@@ -259,6 +269,20 @@ enum Turn {
     Over(Option<Session>),
     /// It goes on under TLS.
     Tls,
+}
+
+/// Lets a peer go on until it hangs up. One that is refused in TLS 1.3 has begun to talk already;
+/// closed at once, it would learn of a broken connection and not why.
+async fn hear_out(socket: OwnedFd) -> io::Result<()> {
+    let mut stream = Stream::new(socket)?;
+    stream.shutdown().await?;
+    let mut piece = [0; 4096];
+    for _ in 0..LINGER_PIECES {
+        if stream.read(&mut piece).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Feeds a handshake until it is over or changes its wire.

@@ -163,6 +163,9 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     let captive = captive.transpose().context("--run")?;
     let tls = options.tls.load()?;
     let (specs, usual) = (options.exports.specs()?, options.exports.usual()?);
+    if options.tls.knows_nobody() && specs.iter().chain([&usual]).any(|s| !s.allow.is_empty()) {
+        bail!("with --tls-no-client-certs nobody can be on a list of who may use an export");
+    }
     // Bound before disks are opened: a port in use must not cost a commit.
     let open_to_all = specs.iter().any(|spec| spec.plaintext) || usual.plaintext;
     let mut bound = options.listen.bind(tls.is_some() && !open_to_all)?;
