@@ -95,7 +95,8 @@ impl Yard {
 
     fn key(&self, name: &str) -> PathBuf {
         let path = self.path(name);
-        let words = ["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"];
+        // QEMU wants certificates that permit key encipherment, and EC keys have none.
+        let words = ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"];
         run("openssl", &[&words[..], &[text(&path)]].concat());
         path
     }
