@@ -67,7 +67,10 @@ fn foreign_clients_read_and_write_through_tls() {
     let ready: serde_json::Value = serde_json::from_str(server.uri()).unwrap();
     let uris: Vec<String> =
         ready["uris"].as_array().unwrap().iter().map(|u| u.as_str().unwrap().to_owned()).collect();
-    assert!(uris[0].starts_with("nbds+unix://") && uris[1].starts_with("nbds://[::1]:"), "{uris:?}");
+    assert!(
+        uris[0].starts_with("nbds+unix://") && uris[1].starts_with("nbds://[::1]:"),
+        "{uris:?}"
+    );
     let (source, bytes) = raw(&folder, "source", 64 * MIB, 8);
     let copy = folder.path().join("copy");
     for (uri, connections) in uris.iter().zip(["4", "1"]) {
@@ -288,10 +291,7 @@ go(s, b'open'); s.sendall(request(READ, 1, 0, 512)); assert reply(s) == (0, 1)
     );
     // Once no export is open, nothing is.
     run(ORLOP, &["export", "--admin", text(&admin), "remove", "open"]);
-    script(
-        "s = greeted(sys.argv[1]); assert ask(s, LIST)[0] == TLS_REQD",
-        &[&socket(&server)],
-    );
+    script("s = greeted(sys.argv[1]); assert ask(s, LIST)[0] == TLS_REQD", &[&socket(&server)]);
     server.close();
     // Where strangers reach the server, no export may be open to them: not at the start, not later.
     let remote = ["--tls-certs", &yard.server(), "--bind", "0.0.0.0", "--port", "0"];

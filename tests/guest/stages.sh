@@ -160,7 +160,7 @@ stage_vsock() {
     nbdinfo nbd+vsock://1:10810 | grep export-size
     cat /payload/file3? >/tmp/source
     truncate -s 32M /tmp/source
-    nbdcopy --flush /tmp/source nbd+vsock://1:10810
+    nbdcopy --flush /tmp/source nbd+vsock://1:10810 || { cat /tmp/log; die 'nbdcopy over vsock'; }
     nbdcopy nbd+vsock://1:10810 /tmp/copy
     cmp /tmp/source /tmp/copy || die 'what was copied in does not come out'
     stop
