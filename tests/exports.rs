@@ -196,7 +196,8 @@ fn exports_come_and_go_while_others_are_used() {
         h=nbd.NBD(); h.connect_uri(sys.argv[1]); o=nbd.NBD(); o.connect_uri(sys.argv[2])\n\
         h.pwrite(b'x'*4096,4<<20)\n\
         subprocess.run(sys.argv[3:],check=True)\n\
-        try:\n  h.pread(512,0)\n  sys.exit('it was still served')\nexcept nbd.Error as e:\n  print(e)\n\
+        try:\n  h.pread(512,0)\n\
+        \u{20} sys.exit('it was still served')\nexcept nbd.Error as e:\n  print(e)\n\
         o.pread(512,0)\n";
     let remove = [env!("CARGO_BIN_EXE_orlop"), "export", "--admin", text(&admin), "remove", "b"];
     let uris = [uri.as_str(), &server.uri_of("")];

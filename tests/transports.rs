@@ -310,7 +310,8 @@ fn inherited_sockets_are_served_whether_they_listen_or_are_connected() {
         w=sys.argv[1:]+['--fd',str(s.fileno())]\n\
         p=subprocess.Popen(w,close_fds=False,stdout=subprocess.PIPE,text=True)\n\
         for _ in range(2):\n\
-        \u{20} h=nbd.NBD(); h.connect_tcp('127.0.0.1',str(s.getsockname()[1])); h.pread(512,0); h.shutdown()\n\
+        \u{20} h=nbd.NBD(); h.connect_tcp('127.0.0.1',str(s.getsockname()[1]))\n\
+        \u{20} h.pread(512,0); h.shutdown()\n\
         p.terminate(); assert p.wait(60)==0\n";
     run(PYTHON, &["-c", script, ORLOP, "serve", text(&disk)]);
     let wrong = "import os,socket,subprocess,sys,tempfile\n\
@@ -391,7 +392,8 @@ fn a_message_of_another_shape_is_refused_with_the_reason() {
         \u{20}   except ConnectionResetError: break\n\
         \u{20}   if not more: break\n\
         \u{20}   said+=more\n\
-        \u{20} assert said.startswith(b'error: ') and about in said and said.endswith(b'\\n'),(text[:50],fds,said)\n\
+        \u{20} assert said.startswith(b'error: ') and said.endswith(b'\\n'),said\n\
+        \u{20} assert about in said,(text[:50],fds,said)\n\
         a,b=socket.socketpair(); fd=a.fileno(); r,w=os.pipe()\n\
         d=socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM); d.connect(sys.argv[2])\n\
         q,_=socket.socketpair(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
