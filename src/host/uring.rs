@@ -105,6 +105,8 @@ struct Socket {
     closing: bool,
     /// Kept between sends to spare allocations.
     message: Option<Box<Message>>,
+    /// The flag that asks for a whole payload, if the socket understands it.
+    whole: i32,
 }
 
 impl Uring {

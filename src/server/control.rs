@@ -61,6 +61,12 @@ pub enum ControlError {
         --tls-certs or --tls-psk"
     )]
     NoCredentials(String),
+    /// Anybody could reach it.
+    #[error(
+        "{0:?} would be served without TLS beyond this machine; leave tls=optional away, or start \
+        the server with --allow-remote if that is what you want"
+    )]
+    InTheOpen(String),
     /// The parts of a disk cannot change its size.
     #[error("only an export of a whole disk that is not read-only can be resized")]
     ResizeOfPart,
@@ -76,6 +82,8 @@ pub struct Control {
     /// Connections per export where its spec does not say.
     per_export: usize,
     tls: Option<Tls>,
+    /// Whether nothing may be served without TLS.
+    only_tls: bool,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -89,7 +97,14 @@ impl Control {
         per_export: usize,
         tls: Option<Tls>,
     ) -> Self {
-        Self { registry, estate, per_export, tls, changing: tokio::sync::Mutex::default() }
+        let changing = tokio::sync::Mutex::default();
+        Self { registry, estate, per_export, tls, only_tls: false, changing }
+    }
+
+    /// The same, and nothing is ever served without TLS: strangers can reach it.
+    #[must_use]
+    pub fn only_tls(self, only_tls: bool) -> Self {
+        Self { only_tls, ..self }
     }
 
     /// The exports, to look at.
@@ -113,6 +128,9 @@ impl Control {
         self.registry.check_name(&spec.name)?;
         if !spec.allow.is_empty() && self.tls.is_none() {
             return Err(ControlError::NoCredentials(spec.name));
+        }
+        if self.only_tls && spec.plaintext {
+            return Err(ControlError::InTheOpen(spec.name));
         }
         let whole = spec.part == Part::WHOLE;
         if spec.resize && (!whole || spec.image.read_only) {

@@ -6,14 +6,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd::TlsOffer;
 use nbd::handshake::{Handshake, Progress, Session};
+use nix::sys::socket::VsockAddr;
 use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
@@ -25,13 +26,24 @@ use super::registry::{Connection, Registry, Seat, Sight};
 use super::stream::{Stream, watched};
 use crate::meter::Meter;
 use crate::shard::NewClient;
-use crate::tls::{Ended, Secured, Tls, bridge};
+use crate::tls::{Ended, Secured, Tls, TlsError, bridge};
 use crate::transport::nbd::{ClientSettings, NbdClient};
 
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long what was said last may take to reach a peer under TLS after the shard closed.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How long a refused peer under TLS may take to hang up, and how much it may say until then.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_PIECES: usize = 64;
+/// Peers at once that pass connections.
+const PASSERS_MAX: usize = 16;
+/// How long a TCP peer may be silent before the system asks whether it is still there. One that
+/// lost its power says nothing, and would keep its slot.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Bytes the pair between a session under TLS and the shard holds each way, as far as the system
+/// allows: fewer turns of the two.
+const PAIR_BYTES: usize = 1 << 20;
 /// Bytes taken from a handshake's socket at once.
 const PIECE_BYTES: usize = 16 << 10;
 
@@ -42,6 +54,8 @@ pub(super) struct Door {
     pub(super) tls: Option<Tls>,
     /// Slots for connections of the process.
     slots: Arc<Semaphore>,
+    /// Slots for peers that pass connections: they hold none of their own.
+    passers: Arc<Semaphore>,
     /// Sessions under TLS.
     pumps: Mutex<JoinSet<()>>,
 }
@@ -52,12 +66,22 @@ pub(super) type Slot = Arc<OwnedSemaphorePermit>;
 impl Door {
     pub(super) fn new(registry: Arc<Registry>, limits: Limits, tls: Option<Tls>) -> Self {
         let slots = Arc::new(Semaphore::new(limits.connections));
-        Self { registry, limits, tls, slots, pumps: Mutex::default() }
+        let passers = Arc::new(Semaphore::new(PASSERS_MAX));
+        Self { registry, limits, tls, slots, passers, pumps: Mutex::default() }
     }
 
     /// Waits for a slot: without one nothing is accepted, and the peer waits in the backlog.
     pub(super) async fn slot(&self) -> Slot {
-        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        self.slot_for(Purpose::Speak).await
+    }
+
+    /// Who passes connections must not take the slots they are to have.
+    async fn slot_for(&self, purpose: Purpose) -> Slot {
+        let slots = match purpose {
+            Purpose::Speak => &self.slots,
+            Purpose::Pass => &self.passers,
+        };
+        let slot = Arc::clone(slots).acquire_owned().await;
         Arc::new(slot.expect("nobody closes the semaphore"))
     }
 
@@ -85,7 +109,12 @@ impl Door {
     pub(super) async fn welcome(&self, socket: OwnedFd, slot: Slot, preset: Option<String>) {
         let peer = peer_name(&socket);
         if let Err(error) = self.converse(socket, slot, preset.as_deref(), &peer).await {
-            tracing::debug!(peer, %error, "a connection ended before its first request");
+            if is_hangup(&error) {
+                tracing::debug!(peer, %error, "a connection ended before its first request");
+            } else {
+                // Whoever runs the server must see why somebody is not let in.
+                tracing::info!(peer, %error, "a client did not get in");
+            }
         }
     }
 
@@ -113,7 +142,7 @@ impl Door {
         match wire {
             Wire::Clear(stream) => self.hand_over(stream.into_fd(), &session, &seat, peer, guard),
             Wire::Secured(secured) => {
-                let (inner, outer) = std::os::unix::net::UnixStream::pair()?;
+                let (inner, outer) = pair()?;
                 self.hand_over(inner.into(), &session, &seat, peer, Arc::clone(&guard))?;
                 // Its own reference, or the session would be kept for as long as the peer likes.
                 drop(session);
@@ -123,7 +152,10 @@ impl Door {
                     match bridge(*secured, outer).await {
                         Ok(Ended::Closed) => {}
                         Ok(ended) => tracing::debug!(?ended, "a connection under TLS was cut"),
-                        Err(error) => tracing::debug!(%error, "a connection under TLS broke"),
+                        Err(TlsError::Io(error)) => {
+                            tracing::debug!(%error, "a connection under TLS broke");
+                        }
+                        Err(error) => tracing::info!(%error, "a connection under TLS is ended"),
                     }
                     drop(guard);
                 });
@@ -166,7 +198,14 @@ impl Door {
             Turn::Tls => {}
         }
         let tls = self.tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let (mut secured, peer) = tls.accept(stream).await.map_err(io::Error::other)?;
+        let ears = stream.twin()?;
+        let (mut secured, peer) = match tls.accept(stream).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let _ = tokio::time::timeout(LINGER, hear_out(ears)).await;
+                return Err(error.into());
+            }
+        };
         sight.secured(peer);
         handshake.secured();
         match talk(&mut secured, &mut handshake, sight).await? {
@@ -232,6 +271,20 @@ enum Turn {
     Tls,
 }
 
+/// Lets a peer go on until it hangs up. One that is refused in TLS 1.3 has begun to talk already;
+/// closed at once, it would learn of a broken connection and not why.
+async fn hear_out(socket: OwnedFd) -> io::Result<()> {
+    let mut stream = Stream::new(socket)?;
+    stream.shutdown().await?;
+    let mut piece = [0; 4096];
+    for _ in 0..LINGER_PIECES {
+        if stream.read(&mut piece).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Feeds a handshake until it is over or changes its wire.
 async fn talk(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
@@ -276,8 +329,15 @@ pub(super) async fn accept_all(
     loop {
         while handshakes.try_join_next().is_some() {}
         half_open.retain(|handshake| !handshake.is_finished());
-        let slot = door.slot().await;
-        let accepted = accept(&socket).await;
+        let mut ready = socket.readable().await?;
+        // Only when somebody is there: a listener that holds a slot while nobody comes would keep
+        // it from the others.
+        let slot = door.slot_for(purpose).await;
+        let accepted = ready.try_io(|inner| {
+            accept_with(inner.get_ref().as_fd(), SocketFlags::CLOEXEC).map_err(io::Error::from)
+        });
+        // Another process with the same listener may have been faster.
+        let Ok(accepted) = accepted else { continue };
         let door = Arc::clone(&door);
         match (accepted, purpose) {
             (Ok(socket), Purpose::Speak) => {
@@ -303,26 +363,37 @@ pub(super) async fn accept_all(
     }
 }
 
-async fn accept(socket: &AsyncFd<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    loop {
-        let mut ready = socket.readable().await?;
-        let tried = ready.try_io(|inner| {
-            accept_with(inner.get_ref().as_fd(), SocketFlags::CLOEXEC).map_err(io::Error::from)
-        });
-        if let Ok(result) = tried {
-            return result;
-        }
+/// The two ends between a session under TLS and the shard.
+fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (inner, outer) = UnixStream::pair()?;
+    for end in [&inner, &outer] {
+        // The system may grant less.
+        sockopt::set_socket_send_buffer_size(end, PAIR_BYTES)?;
+    }
+    Ok((inner, outer))
+}
+
+/// Small replies leave at once, and a peer that is no more is noticed. Means nothing to a socket
+/// that is not TCP.
+fn prepare(socket: &OwnedFd) {
+    let inet = [AddressFamily::INET, AddressFamily::INET6];
+    if !sockopt::socket_domain(socket).is_ok_and(|family| inet.contains(&family)) {
+        return;
+    }
+    let prepared = sockopt::set_tcp_nodelay(socket, true)
+        .and_then(|()| sockopt::set_socket_keepalive(socket, true))
+        .and_then(|()| sockopt::set_tcp_keepidle(socket, KEEPALIVE));
+    if let Err(error) = prepared {
+        tracing::debug!(%error, "a TCP connection could not be prepared");
     }
 }
 
-/// Small replies leave at once. Means nothing to a socket that is not TCP.
-fn prepare(socket: &OwnedFd) {
-    let inet = [AddressFamily::INET, AddressFamily::INET6];
-    if sockopt::socket_domain(socket).is_ok_and(|family| inet.contains(&family))
-        && let Err(error) = sockopt::set_tcp_nodelay(socket, true)
-    {
-        tracing::debug!(%error, "no TCP_NODELAY");
-    }
+/// Whether it is what a peer that leaves looks like.
+fn is_hangup(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+    )
 }
 
 /// Who is at the other end, as far as the socket tells.
@@ -330,6 +401,9 @@ fn peer_name(socket: &OwnedFd) -> String {
     let address = rustix::net::getpeername(socket).ok().flatten();
     if let Some(address) = address.and_then(|any| std::net::SocketAddr::try_from(any).ok()) {
         return address.to_string();
+    }
+    if let Ok(vsock) = nix::sys::socket::getpeername::<VsockAddr>(socket.as_raw_fd()) {
+        return format!("vsock {}:{}", vsock.cid(), vsock.port());
     }
     match sockopt::socket_peercred(socket) {
         Ok(credentials) => {

@@ -172,15 +172,11 @@ pub fn bind_unix(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let is_socket = std::fs::symlink_metadata(path)
         .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()));
     if is_socket {
-        match std::os::unix::net::UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)?;
-            }
-            _ => {
-                let text = "another server is listening there";
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-            }
+        if is_served(path)? {
+            let text = "another server is listening there";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
         }
+        std::fs::remove_file(path)?;
     }
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -191,11 +187,19 @@ pub fn bind_unix(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Whether anybody listens on a unix socket. Does not wait for one that does not answer.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let connected = socket::connect(socket.as_raw_fd(), &socket::UnixAddr::new(path)?);
+    Ok(connected != Err(nix::errno::Errno::ECONNREFUSED))
+}
+
 impl Bound {
     /// Adds a socket the process was started with: one that listens, or a connection.
     ///
     /// # Errors
-    /// It is no stream socket.
+    /// It is no stream socket, or neither listens nor is connected.
     pub fn add_inherited(&mut self, socket: OwnedFd) -> io::Result<()> {
         let number = socket.as_raw_fd();
         let refused = |why: &str| {
@@ -209,8 +213,10 @@ impl Bound {
         if sockopt::socket_acceptconn(&socket)? {
             self.addresses.extend(local_address(&socket));
             self.listeners.push(Listener { socket, purpose: Purpose::Speak, path: None });
-        } else {
+        } else if rustix::net::getpeername(&socket).is_ok() {
             self.connected.push(socket);
+        } else {
+            return Err(refused("neither listens nor is connected"));
         }
         Ok(())
     }
@@ -225,10 +231,14 @@ impl Bound {
         self.addresses.iter()
     }
 
-    /// Whether it will never have another connection than those it has.
+    /// Whether somebody beyond this machine (a virtual machine counts) can reach a listener.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.listeners.is_empty()
+    pub fn is_remote(&self) -> bool {
+        self.addresses.iter().any(|address| match address {
+            Listen::Tcp(address) => !address.ip().is_loopback(),
+            Listen::Vsock { .. } => true,
+            Listen::Unix(_) | Listen::Passed(_) => false,
+        })
     }
 
     /// The unix sockets that are to be removed at the end.

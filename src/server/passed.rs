@@ -41,7 +41,12 @@ async fn receive_each(door: &Arc<Door>, socket: OwnedFd) -> io::Result<()> {
     loop {
         let received = socket.async_io(Interest::READABLE, || receive(&socket)).await?;
         let Some((line, passed)) = received else { return Ok(()) };
-        let judged = judge(&line, passed);
+        let judged = judge(&line, passed).and_then(|(preset, passed)| {
+            // Its client asks for no name, so nobody else could tell it.
+            let known = preset.as_deref().map(|name| door.registry.seat(name));
+            known.transpose().map_err(|error| error.to_string())?;
+            Ok((preset, passed))
+        });
         let answer = match &judged {
             Ok(_) => "ok\n".to_owned(),
             Err(why) => format!("error: {why}\n"),

@@ -22,6 +22,11 @@ impl Stream {
         Ok(Self(watched(socket)?))
     }
 
+    /// The same socket once more, for when this one is gone.
+    pub(super) fn twin(&self) -> io::Result<OwnedFd> {
+        self.0.get_ref().try_clone()
+    }
+
     /// The socket, for whoever goes on with it.
     pub(super) fn into_fd(self) -> OwnedFd {
         self.0.into_inner()

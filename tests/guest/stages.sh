@@ -156,11 +156,11 @@ stage_disk() {
 # nbdcopy over AF_VSOCK's loopback, if the server listens there.
 stage_vsock() {
     orlop create /tmp/vsock.vhd -s 32M >/dev/null
-    start /tmp/vsock.vhd --vsock 10810
+    start /tmp/vsock.vhd --vsock 10810 --allow-remote
     nbdinfo nbd+vsock://1:10810 | grep export-size
     cat /payload/file3? >/tmp/source
     truncate -s 32M /tmp/source
-    nbdcopy --flush /tmp/source nbd+vsock://1:10810
+    nbdcopy --flush /tmp/source nbd+vsock://1:10810 || { cat /tmp/log; die 'nbdcopy over vsock'; }
     nbdcopy nbd+vsock://1:10810 /tmp/copy
     cmp /tmp/source /tmp/copy || die 'what was copied in does not come out'
     stop

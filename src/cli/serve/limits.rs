@@ -28,7 +28,7 @@ pub(super) struct LimitOptions {
     max_options: usize,
     /// Bytes of all options of one handshake
     #[arg(long, value_name = "BYTES", default_value_t = 128 << 10,
-        value_parser = count(8 << 10, 16 << 20))]
+        value_parser = count(16 << 10, 16 << 20))]
     option_bytes: usize,
     /// Requests one connection may have in flight
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(1, 1024))]
@@ -62,6 +62,9 @@ impl LimitOptions {
         // The parsers above hold all of these far below 2^32.
         limits.handshake.options_max = self.max_options as u32;
         limits.handshake.kept_bytes_max = self.option_bytes as u32;
+        // One of them cannot be longer than all.
+        let one = limits.handshake.option_bytes_max.min(limits.handshake.kept_bytes_max);
+        limits.handshake.option_bytes_max = one;
         limits.client.requests = self.requests;
         limits.client.bytes = (self.request_mib as u64) << 20;
         limits.client.idle = (self.idle_time > 0).then(|| seconds(self.idle_time));

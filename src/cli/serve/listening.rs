@@ -2,16 +2,24 @@
 //!
 //! Refuses to let strangers in by accident: beyond this machine only with TLS, or when told twice.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use rustix::net::SocketType;
 
 use crate::host::inherited;
 use crate::server::{self, Bound, CID_ANY, Listen};
 
+/// How long a client on standard output may take to read its last replies.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Bytes carried at once between a pipe and the server.
+const PIECE_BYTES: usize = 128 << 10;
 /// The port NBD is known under.
 const NBD_PORT: u16 = 10809;
 
@@ -45,6 +53,19 @@ pub(super) struct ListenOptions {
     fd_socket: Option<PathBuf>,
 }
 
+/// What the client on standard output has still to read when the server has ended.
+pub(super) struct LastWords(Option<Receiver<()>>);
+
+impl LastWords {
+    /// Waits until they are said, but not for ever.
+    pub(super) fn wait(self) {
+        let Some(is_done) = self.0 else { return };
+        if is_done.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the client did not read its last replies in time");
+        }
+    }
+}
+
 impl ListenOptions {
     /// Binds everything that was asked for. `secure`: every connection will need credentials.
     pub(super) fn bind(&self, secure: bool) -> Result<Bound> {
@@ -75,16 +96,30 @@ impl ListenOptions {
         for socket in inherited {
             bound.add_inherited(socket).context("an inherited socket cannot be served")?;
         }
+        if !secure && !self.allow_remote && bound.is_remote() {
+            bail!(
+                "an inherited socket listens beyond this machine, and NBD without TLS lets anyone \
+                 who reaches it read and write the disk; configure TLS (--tls-certs), or add \
+                 --allow-remote if that is what you want"
+            );
+        }
         Ok(bound)
+    }
+
+    /// Whether whoever listens so must serve nothing without TLS.
+    pub(super) fn needs_tls(&self, bound: &Bound) -> bool {
+        bound.is_remote() && !self.allow_remote
     }
 
     /// Adds the connection on standard input and output, if it was asked for. It may start
     /// threads, so the process is confined first.
-    pub(super) fn add_stdio(&self, bound: &mut Bound) -> Result<()> {
-        if self.stdio {
-            bound.add_connected(stdio()?);
+    pub(super) fn add_stdio(&self, bound: &mut Bound) -> Result<LastWords> {
+        if !self.stdio {
+            return Ok(LastWords(None));
         }
-        Ok(())
+        let (socket, last_words) = stdio()?;
+        bound.add_connected(socket);
+        Ok(last_words)
     }
 
     fn tcp(&self, secure: bool) -> Result<Vec<Listen>> {
@@ -130,10 +165,13 @@ fn activated(env: impl Fn(&str) -> Option<String>, own: u32) -> Result<Vec<RawFd
 
 /// The connection that standard input and output are. Two pipes become one through a pair of
 /// threads.
-fn stdio() -> Result<OwnedFd> {
+fn stdio() -> Result<(OwnedFd, LastWords)> {
     let input = std::io::stdin().as_fd().try_clone_to_owned()?;
-    if rustix::net::sockopt::socket_type(&input).is_ok() {
-        return Ok(input);
+    match rustix::net::sockopt::socket_type(&input) {
+        Ok(SocketType::STREAM) => return Ok((input, LastWords(None))),
+        Ok(_) => bail!("--stdio: standard input is a socket, but no stream"),
+        // Not a socket.
+        Err(_) => {}
     }
     let output = std::io::stdout().as_fd().try_clone_to_owned()?;
     let (inner, outer) = std::os::unix::net::UnixStream::pair()?;
@@ -141,16 +179,33 @@ fn stdio() -> Result<OwnedFd> {
     std::thread::Builder::new().name("orlop-stdin".to_owned()).spawn(move || {
         let mut to_server = to_server;
         // However it ends, nothing more will come: the server sees the end of the stream.
-        let _ = std::io::copy(&mut std::fs::File::from(input), &mut to_server);
+        let _ = carry(std::fs::File::from(input), &mut to_server);
         let _ = to_server.shutdown(std::net::Shutdown::Write);
     })?;
+    let (done, is_done) = std::sync::mpsc::channel();
     std::thread::Builder::new().name("orlop-stdout".to_owned()).spawn(move || {
         let mut from_server = outer;
         // A reader that is gone is told by the broken pair.
-        let _ = std::io::copy(&mut from_server, &mut std::fs::File::from(output));
+        let _ = carry(&mut from_server, std::fs::File::from(output));
         let _ = from_server.shutdown(std::net::Shutdown::Both);
+        // Nobody waits when the server gave up first.
+        let _ = done.send(());
     })?;
-    Ok(inner.into())
+    Ok((inner.into(), LastWords(Some(is_done))))
+}
+
+/// Passes on what comes as soon as it comes. The library's own copy moves pipes with `splice`, and
+/// then a handshake on two pipes got no further than its greeting.
+fn carry(mut from: impl Read, mut to: impl Write) -> std::io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&piece[..count])?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -163,6 +163,9 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     let captive = captive.transpose().context("--run")?;
     let tls = options.tls.load()?;
     let (specs, usual) = (options.exports.specs()?, options.exports.usual()?);
+    if options.tls.knows_nobody() && specs.iter().chain([&usual]).any(|s| !s.allow.is_empty()) {
+        bail!("with --tls-no-client-certs nobody can be on a list of who may use an export");
+    }
     // Bound before disks are opened: a port in use must not cost a commit.
     let open_to_all = specs.iter().any(|spec| spec.plaintext) || usual.plaintext;
     let mut bound = options.listen.bind(tls.is_some() && !open_to_all)?;
@@ -179,7 +182,7 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     }
     let mut report = confine(options, &bound, admin.as_ref(), &prepared)?;
     // From here on there are threads.
-    options.listen.add_stdio(&mut bound)?;
+    let last_words = options.listen.add_stdio(&mut bound)?;
     let (shards, threads, ring) = spawn_shards(&options.process)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let crew = Crew::new(tls.is_some())?;
@@ -189,7 +192,8 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     let limits = options.limits.limits();
     let registry = Arc::new(Registry::default());
     let per_export = limits.per_export;
-    let control = Control::new(Arc::clone(&registry), estate, per_export, tls.clone());
+    let control = Control::new(Arc::clone(&registry), estate, per_export, tls.clone())
+        .only_tls(options.listen.needs_tls(&bound));
     let server = Server { bound, admin, control: Arc::new(control), captive, specs, usual };
     let outcome = runtime.block_on(async {
         let handle = crew.handle();
@@ -203,6 +207,7 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     for thread in threads {
         drop(thread.join());
     }
+    last_words.wait();
     outcome
 }
 

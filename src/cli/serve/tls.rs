@@ -42,6 +42,11 @@ impl TlsOptions {
         Ok(Some(tls))
     }
 
+    /// Whether nobody can prove who it is.
+    pub(super) const fn knows_nobody(&self) -> bool {
+        self.tls_no_client_certs
+    }
+
     /// What must stay readable for the credentials to be read again.
     pub(super) fn place(&self) -> Option<&Path> {
         self.tls_certs.as_deref().or(self.tls_psk.as_deref())

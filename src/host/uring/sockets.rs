@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use io_uring::opcode;
 use nix::libc::{MSG_NOSIGNAL, MSG_WAITALL};
 use rustix::io::Errno;
+use rustix::net::AddressFamily;
 
 use super::{Message, Operation, Socket, TRANSFER_MAX, Uring, slice_of};
 use crate::engine::effect::IoError;
@@ -18,6 +19,15 @@ use crate::host::blocking::SLICES_MAX;
 use crate::host::event::{Event, HangUp, ReceiveInto, SendList, SocketId};
 use crate::host::{MAX_SOCKETS, hang_up_of};
 
+/// Asks for all of a payload at once, where that can be had. A vsock whose buffer is smaller than
+/// what is asked for answers ENOMEM instead of waiting, so there it comes in pieces.
+fn whole_flag(fd: &OwnedFd) -> i32 {
+    match rustix::net::sockopt::socket_domain(fd) {
+        Ok(AddressFamily::VSOCK) => 0,
+        _ => MSG_WAITALL,
+    }
+}
+
 impl Uring {
     pub(in crate::host) fn add_socket(&mut self, fd: OwnedFd) -> io::Result<SocketId> {
         if self.sockets.len() >= MAX_SOCKETS {
@@ -25,7 +35,8 @@ impl Uring {
         }
         let slot = self.take_slot(fd.as_raw_fd())?;
         let (receiving, sending, message) = (None, None, None);
-        let socket = Socket { fd, slot, receiving, sending, closing: false, message };
+        let whole = whole_flag(&fd);
+        let socket = Socket { fd, slot, receiving, sending, closing: false, message, whole };
         Ok(SocketId(self.sockets.insert(socket)))
     }
 
@@ -86,7 +97,7 @@ impl Uring {
             ReceiveInto::Span(span) => {
                 let start = self.memory.pointer(*span);
                 let left = span.len - *received;
-                (start.wrapping_add(*received as usize), left, MSG_WAITALL)
+                (start.wrapping_add(*received as usize), left, state.whole)
             }
         };
         let entry = opcode::Recv::new(state.slot, bytes, len).flags(flags).build();
