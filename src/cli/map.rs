@@ -85,6 +85,7 @@ fn system(error: std::io::Error) -> Failure {
 fn parts(kind: MapKind) -> (&'static str, Option<u16>) {
     match kind {
         MapKind::Hole => ("hole", None),
+        MapKind::Sparse { depth } => ("hole", Some(depth)),
         MapKind::Data { depth } => ("data", Some(depth)),
         MapKind::Zero { depth } => ("zero", Some(depth)),
     }

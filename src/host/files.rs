@@ -148,6 +148,11 @@ impl OpenFile {
         self.mode.mem_align as usize
     }
 
+    /// Whether it is a block device.
+    pub(super) const fn is_device(&self) -> bool {
+        self.mode.device
+    }
+
     pub(super) const fn inline_writes(&self) -> bool {
         self.inline_writes
     }

@@ -259,7 +259,7 @@ impl Uring {
                 .mode(erase_mode(how).bits() as i32)
                 .build(),
             // Not the ring's: `begin` does it at once.
-            Call::SetLength { .. } => opcode::Nop::new().build(),
+            Call::SetLength { .. } | Call::Extents { .. } => opcode::Nop::new().build(),
             Call::Sync => opcode::Fsync::new(main).flags(FsyncFlags::DATASYNC).build(),
         };
         self.push(entry, index);

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use orlop::engine::effect::{Effect, EffectId, FileId, IoError, Outcome, Piece, Source, Target};
 use orlop::engine::units::{RegionId, Span};
 use orlop::host::memory::{Arena, ArenaSize, Lease};
+use orlop::host::sim::host::holes_in;
 use orlop::host::sim::rng::Rng;
 use orlop::host::{Aio, Choice, Descriptors, Event, Host, OpenMode};
 use tempfile::TempDir;
@@ -81,6 +82,9 @@ impl InMemory {
             Effect::SetLength { len, .. } => {
                 self.files[file].resize(len.get() as usize, 0);
                 Outcome::Done
+            }
+            Effect::Extents { at, len, most, .. } => {
+                Outcome::Extents(holes_in(&self.files[file], at, len, most))
             }
             Effect::Sync { .. } => Outcome::Done,
         }
