@@ -76,8 +76,10 @@ const HUNT_STATES: u64 = 4_000_000;
 fn every_seeded_bug_is_found() {
     let seed = setting("ORLOP_CRASH_SEED", 1);
     let limit = setting("ORLOP_CRASH_HUNT_STATES", HUNT_STATES);
+    let only = std::env::var("ORLOP_CRASH_BUG").ok();
+    let wanted = |bug: &Bug| only.as_ref().is_none_or(|only| format!("{bug:?}").contains(only));
     let (even, odd): (Vec<_>, Vec<_>) =
-        ALL.iter().copied().enumerate().partition(|(at, _)| at % 2 == 0);
+        ALL.iter().copied().filter(wanted).enumerate().partition(|(at, _)| at % 2 == 0);
     let chase = |bugs: Vec<(usize, Bug)>| -> Vec<(Hunt, String)> {
         bugs.into_iter()
             .map(|(_, bug)| {
@@ -140,7 +142,7 @@ fn every_workload_of_up_to_three_requests_survives_every_crash() {
 fn every_effect_may_fail_and_nothing_flushed_is_lost() {
     let mut tally = Tally::default();
     let mut tried = 0;
-    for world in suites::worlds() {
+    for world in suites::worlds().into_iter().chain(suites::flat_worlds()) {
         match suites::every_failure(&world, &mut tally) {
             Ok(count) => tried += count,
             Err(violation) => panic!("violation: {}\n{}", violation.what, violation.story),

@@ -4,6 +4,8 @@
 
 #[path = "layers/bench.rs"]
 mod bench;
+#[path = "support/foreign.rs"]
+mod foreign;
 
 use orlop::engine::request::{Answer, FaultKind, MapKind, Request, Segment};
 use orlop::engine::units::{ByteLen, DiskOffset, Extent};
@@ -161,6 +163,55 @@ fn a_failed_sync_stops_the_disk(make: Make) {
     assert_eq!(bench.syncs(), before, "a failed sync was tried again");
 }
 
+/// A disk grows while it is served, within a block and far beyond its table; what is new reads as
+/// zeroes and can be written, and a smaller size is refused.
+fn a_disk_grows(make: Make) {
+    let mut bench = Bench::new(make);
+    bench.write(extent(0, 300_000), 1, false);
+    bench.write(extent(SIZE - 5000, 5000), 2, false);
+    for size in [SIZE + 512, SIZE * 2 + 1024, SIZE * 5] {
+        bench.grow(size);
+        bench.agrees();
+        bench.write(extent(size - 700, 700), 3, false);
+        bench.agrees();
+        bench.crash();
+        let fault = bench.try_ask(Request::Resize { size: ByteLen::new(size - 512) }).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::Unsupported(_)), "{fault}");
+        bench.write(extent(size - 700, 700), 3, true);
+        bench.write(extent(0, 300_000), 1, true);
+        bench.agrees();
+        bench.reopen();
+        bench.agrees();
+    }
+    bench.freeze();
+    bench.agrees();
+    others_agree(make, &bench);
+}
+
+/// QEMU and 7-Zip find the disk in the grown image; both know no parents.
+fn others_agree(make: Make, bench: &Bench) {
+    let kind = match make {
+        Make::Fixed => "fixed",
+        // QEMU knows one block size.
+        Make::Dynamic { block_bytes: 0x20_0000 } => "dynamic",
+        _ => return,
+    };
+    if !foreign::have(&["qemu-img", "7zz", "vhdiinfo"]) {
+        return;
+    }
+    let folder = tempfile::TempDir::new().unwrap();
+    let (image, raw) = (folder.path().join("grown.vhd"), folder.path().join("wanted.raw"));
+    std::fs::write(&image, bench.file()).unwrap();
+    std::fs::write(&raw, bench.expected()).unwrap();
+    let (image, raw) = (foreign::text(&image), foreign::text(&raw));
+    let told = foreign::run("qemu-img", &["info", "-f", "vpc", image]);
+    assert!(told.contains(&format!("{} bytes", bench.expected().len())), "{kind}: {told}");
+    foreign::run("qemu-img", &["compare", "-f", "vpc", "-F", "raw", image, raw]);
+    foreign::run("7zz", &["t", "-tvhd", image]);
+    foreign::run("vhdiinfo", &[image]);
+    foreign::orlop(&["check", image]);
+}
+
 macro_rules! every_format {
     ($($name:ident: $make:expr;)*) => {$(
         mod $name {
@@ -211,6 +262,11 @@ macro_rules! every_format {
             #[test]
             fn a_frozen_disk_refuses_to_change() {
                 crate::a_frozen_disk_refuses_to_change(MAKE);
+            }
+
+            #[test]
+            fn a_disk_grows() {
+                crate::a_disk_grows(MAKE);
             }
 
             #[test]

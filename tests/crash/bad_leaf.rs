@@ -42,6 +42,8 @@ struct BadLeaf {
     cleared: BTreeSet<u64>,
     /// The size last asked for.
     wanted: ByteLen,
+    /// It has written a footer since.
+    footer_moved: bool,
 }
 
 /// Builds a bug into a leaf.
@@ -65,6 +67,7 @@ pub(crate) fn wrap(leaf: Box<dyn Leaf>, bug: Bug, bytes: &[u8]) -> Box<dyn Leaf>
         freed: None,
         cleared: BTreeSet::new(),
         wanted: ByteLen::ZERO,
+        footer_moved: false,
     })
 }
 
@@ -423,12 +426,16 @@ impl Leaf for BadLeaf {
 
     fn begin_resize(&mut self, size: ByteLen) -> Result<(), String> {
         self.wanted = size;
+        self.footer_moved = false;
         self.inner.begin_resize(size)
     }
 
     fn resize_step(&mut self, read: Option<Vec<u8>>) -> Result<ResizeStep, FaultKind> {
         let step = self.inner.resize_step(read)?;
         let ResizeStep::Change { mut changes, mut sync } = step else { return Ok(step) };
+        let is_footer =
+            |c: &FileChange| matches!(c, FileChange::Write(_, b) if b.starts_with(b"conectix"));
+        self.footer_moved |= changes.iter().any(is_footer);
         match self.bug {
             Bug::ResizeNotSynced => sync = false,
             Bug::ResizeStaleShown => changes.retain(|c| !matches!(c, FileChange::Punch(..))),
@@ -436,6 +443,9 @@ impl Leaf for BadLeaf {
                 changes.retain(|c| !matches!(c, FileChange::Write(at, _) if at.get() > 0));
             }
             Bug::ResizeTooSoon => self.tell_size(&mut changes),
+            // Such a step is a barrier behind entries, or behind the new table.
+            Bug::MoveNotSynced if changes.is_empty() => sync = false,
+            Bug::MoveCopiesNothing if !sync && !self.footer_moved => changes.clear(),
             _ => {}
         }
         Ok(ResizeStep::Change { changes, sync })

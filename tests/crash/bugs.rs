@@ -61,6 +61,10 @@ pub(crate) enum Bug {
     ResizeOnlyInFront,
     /// The footer at a fixed image's new end says the new size before the old one's place is zero.
     ResizeTooSoon,
+    /// A larger table is switched to before it, and the blocks it displaced, are durable.
+    MoveNotSynced,
+    /// Blocks in the way of a larger table are not copied.
+    MoveCopiesNothing,
     // Of the wire: what the system is asked.
     /// Syncs are not done.
     NoSync,
@@ -99,7 +103,7 @@ pub(crate) enum Bug {
 }
 
 /// All of them.
-pub(crate) const ALL: [Bug; 42] = [
+pub(crate) const ALL: [Bug; 44] = [
     Bug::PointersFirst,
     Bug::OneEpoch,
     Bug::LateBitmap,
@@ -126,6 +130,8 @@ pub(crate) const ALL: [Bug; 42] = [
     Bug::ResizeStaleShown,
     Bug::ResizeOnlyInFront,
     Bug::ResizeTooSoon,
+    Bug::MoveNotSynced,
+    Bug::MoveCopiesNothing,
     Bug::NoSync,
     Bug::NoFirstBarrier,
     Bug::NoLastBarrier,

@@ -25,7 +25,6 @@ pub(crate) fn live(seed: u64, bug: Option<Bug>, tally: &mut Tally) -> Result<(),
     let plan = work::plan(&mut rng);
     let world = World::new(plan, rng.bits());
     let mode = if rng.chance(1, 2) { SizeMode::Strict } else { SizeMode::Ordered };
-    let mode = if plan.kind == crate::world::Kind::Fixed { SizeMode::Ordered } else { mode };
     let style = Style { mode, depth: Depth::default(), bug };
     let mut life = Life::new(&world, style, rng.bits());
     let faulty = rng.chance(1, 4);

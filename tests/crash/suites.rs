@@ -27,10 +27,26 @@ fn small(kind: Kind, device: bool, filled: usize) -> World {
         device,
         foreign: false,
         filled,
-        spare: 8,
-        cut: true,
+        spare: if kind == Kind::Raw { 0 } else { 8 },
+        cut: kind != Kind::Raw,
     };
     World::new(plan, 0xB0D1E5)
+}
+
+/// A table of two sectors with the first block close behind it: a larger table displaces blocks.
+fn crowded() -> World {
+    let plan = Plan {
+        kind: Kind::Dynamic,
+        block_bytes: 512,
+        sectors: 130,
+        ragged: 0,
+        device: false,
+        foreign: false,
+        filled: 1,
+        spare: 0,
+        cut: false,
+    };
+    World::new(plan, 0xC0DE)
 }
 
 /// The worlds of the suites.
@@ -42,6 +58,11 @@ pub(crate) fn worlds() -> Vec<World> {
         small(child, false, 4),
         small(Kind::Dynamic, true, 4),
     ]
+}
+
+/// Worlds in which only failures are of interest: flat ones, and one where blocks are in the way.
+pub(crate) fn flat_worlds() -> Vec<World> {
+    vec![small(Kind::Raw, false, 4), small(Kind::Fixed, false, 4), crowded()]
 }
 
 /// All workloads of `length` requests whose number among them is `part` modulo `parts`.
@@ -102,7 +123,7 @@ fn step(life: &mut Life<'_>) -> Result<(), Violation> {
 }
 
 /// A fixed workload with something of everything.
-fn script() -> Vec<Op> {
+fn script(sectors: u32) -> Vec<Op> {
     let run = |first: u32, count: u32| Cells { first: first * 4, count: count * 4 };
     let ragged = Cells { first: 6, count: 7 };
     vec![
@@ -118,6 +139,12 @@ fn script() -> Vec<Op> {
         Op::Zero { cells: run(11, 3), unmap: false, fua: true },
         Op::Read { cells: run(0, 8) },
         Op::Write { cells: run(14, 2), fua: false },
+        // Once within the table, once beyond it.
+        Op::Resize { sectors: sectors + 4 },
+        Op::Write { cells: run(sectors + 1, 2), fua: false },
+        Op::Resize { sectors: sectors * 2 },
+        Op::Write { cells: run(sectors + 2, 8), fua: false },
+        Op::Write { cells: run(sectors * 2 - 8, 8), fua: false },
         Op::Flush,
     ]
 }
@@ -158,14 +185,16 @@ pub(crate) fn every_failure(world: &World, tally: &mut Tally) -> Result<u32, Vio
 }
 
 fn fail_once(world: &World, fault: Fault, seed: u64, tally: &mut Tally) -> Result<bool, Violation> {
-    let depth = Depth { exhaustive: 7, random: 6 };
+    // The crowded world is large, and its images cost in proportion.
+    let most = if world.plan.sectors > 100 { 3 } else { 7 };
+    let depth = Depth { exhaustive: most, random: most };
     let style = Style { mode: SizeMode::Strict, depth, bug: None };
     let mut life = Life::new(world, style, seed);
     life.checker.faulty = true;
     life.host.set_faults(FaultPlan::new(&[fault]));
     let mut rng = Rng::new(seed);
     let mut result = Ok(());
-    for op in script() {
+    for op in script(world.cells() / 4) {
         result = perform(&mut life, op, seed == 0, &mut rng);
         if result.is_err() {
             break;
@@ -179,7 +208,12 @@ fn perform(life: &mut Life<'_>, op: Op, serially: bool, rng: &mut Rng) -> Result
     while !life.has_room() {
         step(life)?;
     }
+    // A growth that failed leaves nothing to write to.
+    if matches!(op, Op::Write { cells, .. } if cells.iter().end > life.cells()) {
+        return Ok(());
+    }
     life.submit(op)?;
+    let serially = serially || matches!(op, Op::Resize { .. });
     while life.host.in_flight() > 0 && (serially || rng.chance(3, 4)) {
         step(life)?;
     }

@@ -123,8 +123,8 @@ fn large(rng: &mut Rng, cells: u32) -> Cells {
 }
 
 /// The requests of the bounded-exhaustive suite on a disk of two blocks of eight sectors:
-/// writes of one and two sectors at eight positions, with and without FUA, flush, and per block
-/// trim, and zeroing with and without unmapping.
+/// writes of one and two sectors at eight positions, with and without FUA, flush, growing within
+/// the table and beyond it, and per block trim, and zeroing with and without unmapping.
 pub(crate) fn alphabet() -> Vec<Op> {
     let mut ops = vec![Op::Flush];
     for at in [0, 1, 4, 7, 8, 9, 12, 14] {
@@ -132,6 +132,7 @@ pub(crate) fn alphabet() -> Vec<Op> {
             ops.push(Op::Write { cells: Cells { first: at * 4, count: count * 4 }, fua });
         }
     }
+    ops.extend([18, 40].map(|sectors| Op::Resize { sectors }));
     for block in 0..2 {
         let cells = Cells { first: block * 32, count: 32 };
         ops.push(Op::Discard { cells, fua: false });

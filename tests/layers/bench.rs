@@ -7,7 +7,7 @@ use orlop::engine::request::{Answer, Fault, Request, RequestId, Segment};
 use orlop::engine::units::{ByteLen, DiskOffset, Extent, RegionId, Span};
 use orlop::engine::{Disk, FrozenLayer};
 use orlop::format::Flat;
-use orlop::format::vhd::{Backing, VhdLayer, VhdLeaf};
+use orlop::format::vhd::{Backing, FixedLeaf, VhdLayer, VhdLeaf};
 use vhd::{CreateOptions, Image, Limits, NewLayout, NewParent, Opening, Piece as Part, Step};
 
 /// Bytes of every disk: no whole number of blocks.
@@ -126,11 +126,26 @@ impl Bench {
         reply.result
     }
 
+    /// Lets the disk grow.
+    pub(crate) fn grow(&mut self, size: u64) {
+        let request = Request::Resize { size: ByteLen::new(size) };
+        assert_eq!(self.ask(request), Answer::Done);
+        assert_eq!(self.disk.size().get(), size);
+        self.expected.resize(size as usize, 0);
+    }
+
+    /// Bytes of the top image.
+    pub(crate) fn file(&self) -> &[u8] {
+        &self.files[0]
+    }
+
     /// Reads the whole disk and compares.
     pub(crate) fn agrees(&mut self) {
         self.memory.clear();
-        let extent = Extent::new(DiskOffset::new(0), ByteLen::new(SIZE));
-        let into = self.lend(SIZE as u32);
+        assert_eq!(self.disk.size().get(), self.expected.len() as u64);
+        let size = self.expected.len();
+        let extent = Extent::new(DiskOffset::new(0), ByteLen::new(size as u64));
+        let into = self.lend(size as u32);
         if let Answer::Segments(segments) = self.ask(Request::Read { extent, into }) {
             let mut at = 0;
             for segment in segments {
@@ -142,7 +157,7 @@ impl Bench {
                     }
                 }
             }
-            assert_eq!(at, SIZE as usize);
+            assert_eq!(at, size);
         }
         let differs = self.memory.iter().zip(&self.expected).position(|(a, b)| a != b);
         assert_eq!(differs, None, "first byte that differs");
@@ -331,22 +346,22 @@ fn open(make: Make, files: &[Vec<u8>], writable: bool) -> Disk {
 
 fn layer(make: Make, bytes: &[u8]) -> Box<dyn Layer> {
     if matches!(make, Make::Raw) {
-        return Box::new(Flat::new(ByteLen::new(SIZE)));
+        return Box::new(Flat::new(ByteLen::new(bytes.len() as u64)));
     }
     let image = opened(bytes);
     match image.sparse() {
         Some(sparse) => Box::new(VhdLayer::new(&image, sparse)),
-        None => Box::new(Flat::new(ByteLen::new(SIZE))),
+        None => Box::new(Flat::new(ByteLen::new(image.disk_size().get()))),
     }
 }
 
 fn leaf(make: Make, bytes: &[u8]) -> Box<dyn Leaf> {
     if matches!(make, Make::Raw) {
-        return Box::new(Flat::new(ByteLen::new(SIZE)));
+        return Box::new(Flat::growing(ByteLen::new(bytes.len() as u64)));
     }
     let image = opened(bytes);
     match image.sparse() {
         Some(sparse) => Box::new(VhdLeaf::new(&image, sparse, Backing::File)),
-        None => Box::new(Flat::new(ByteLen::new(SIZE))),
+        None => Box::new(FixedLeaf::new(&image, Backing::File)),
     }
 }

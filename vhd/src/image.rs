@@ -14,6 +14,10 @@ use crate::units::{ByteLen, FileOffset};
 /// The most bytes one [`Step::Read`] asks for.
 pub const MAX_READ_BYTES: usize = 1 << 20;
 
+/// The most bytes by which a fixed image's file may grow before its footer is durable at the new
+/// end: so far a lost footer is looked for (a file system may have kept the length alone).
+pub const MAX_FOOTER_JUMP_BYTES: u64 = 4 << 30;
+
 /// What to do next.
 #[derive(Debug)]
 pub enum Step<T> {
@@ -65,6 +69,9 @@ pub struct Image {
     pub footer: Footer,
     /// Bytes of the file when it was opened.
     pub file_len: ByteLen,
+    /// Where a fixed image's footer lies. Not at the end of the file only if that was growing when
+    /// the system crashed; a sparse image has the other copy for that.
+    pub footer_at: FileOffset,
     /// What is odd about it.
     pub warnings: Vec<Warning>,
     /// What lies before the footer.

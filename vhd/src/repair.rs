@@ -50,7 +50,7 @@ pub enum RepairStep {
 /// it holds the footer, in images of Microsoft's programs up to 4 KiB before it too. A block put
 /// there must overwrite it (rule W7).
 pub fn recovery_plan(image: &Image, backing: Backing) -> Vec<RepairStep> {
-    let Some(sparse) = image.sparse() else { return Vec::new() };
+    let Some(sparse) = image.sparse() else { return fixed_plan(image, backing) };
     if sparse.write_refusal.is_some() {
         return Vec::new();
     }
@@ -78,7 +78,9 @@ pub fn recovery_plan(image: &Image, backing: Backing) -> Vec<RepairStep> {
 
 /// Bytes of the file once [`recovery_plan`] is carried out.
 pub fn recovered_len(image: &Image, backing: Backing) -> ByteLen {
-    let Some(sparse) = image.sparse() else { return image.file_len };
+    let Some(sparse) = image.sparse() else {
+        return fixed_len(image, backing).unwrap_or(image.file_len);
+    };
     match backing {
         Backing::Device { len } => len,
         Backing::File if sparse.write_refusal.is_some() || tail_stays(image, sparse, backing) => {
@@ -88,6 +90,20 @@ pub fn recovered_len(image: &Image, backing: Backing) -> ByteLen {
             .and_then(|at| at.checked_add(ByteLen::new(FOOTER_BYTES as u64)))
             .map_or(image.file_len, |end| ByteLen::new(end.get())),
     }
+}
+
+/// A fixed image's file that has grown without its footer is cut behind it, in one step.
+fn fixed_plan(image: &Image, backing: Backing) -> Vec<RepairStep> {
+    match fixed_len(image, backing) {
+        Some(len) => vec![RepairStep::Truncate { len }, RepairStep::Sync],
+        None => Vec::new(),
+    }
+}
+
+fn fixed_len(image: &Image, backing: Backing) -> Option<ByteLen> {
+    let end = image.footer_at.get().saturating_add(FOOTER_BYTES as u64);
+    let displaced = end < image.file_len.get() && backing == Backing::File;
+    (displaced && image.write_refusal().is_none()).then_some(ByteLen::new(end))
 }
 
 /// Where a footer goes; `None` on a device that has no room for one behind its last block.

@@ -10,7 +10,9 @@ use crate::footer::{
     FooterError, SHORT_FOOTER_BYTES,
 };
 use crate::header::{DynamicHeader, HEADER_BYTES};
-use crate::image::{Body, Image, Limits, MAX_READ_BYTES, TailState, feature_refusal};
+use crate::image::{
+    Body, Image, Limits, MAX_FOOTER_JUMP_BYTES, MAX_READ_BYTES, TailState, feature_refusal,
+};
 use crate::locator::{LOCATORS, Platform, decode};
 use crate::table::{Blocks, TablePass};
 use crate::units::{ByteLen, FileOffset, SECTOR_BYTES};
@@ -47,6 +49,8 @@ pub(crate) struct Places {
 enum Stage {
     Start,
     Tail,
+    /// Zeroes at the end: the last other sector is looked for, this chunk was asked for.
+    Behind(u64),
     Front,
     Header,
     Locator(usize),
@@ -65,6 +69,8 @@ pub(crate) struct Survey {
     footers: Option<Footers>,
     tail_fault: Option<FooterError>,
     short_tail: bool,
+    /// A fixed image's footer with nothing but zeroes behind it, and where it lies.
+    displaced: Option<(Footer, FileOffset)>,
     sparse: Option<Draft>,
     max_problems: usize,
     outcome: Outcome,
@@ -80,6 +86,7 @@ impl Survey {
             footers: None,
             tail_fault: None,
             short_tail: false,
+            displaced: None,
             sparse: None,
             max_problems,
             outcome: Outcome::default(),
@@ -97,6 +104,7 @@ impl Survey {
         let ask = match std::mem::replace(&mut self.stage, Stage::Finished) {
             Stage::Start => self.start(),
             Stage::Tail => self.tail(bytes),
+            Stage::Behind(start) => self.behind(start, bytes),
             Stage::Front => self.front(bytes),
             Stage::Header => self.header(bytes),
             Stage::Locator(index) => self.locator(index, bytes),
@@ -175,6 +183,10 @@ impl Survey {
             }
             Err(cause) if cause.is_damage() => {
                 self.tail_fault = Some(cause);
+                let whole = self.file_len.get().is_multiple_of(SECTOR_BYTES);
+                if whole && bytes.iter().all(|byte| *byte == 0) {
+                    return self.look_behind(self.tail_at(FOOTER_BYTES).get());
+                }
                 self.read(Stage::Front, FileOffset::new(0), FOOTER_BYTES)
             }
             Err(cause) => {
@@ -182,6 +194,47 @@ impl Survey {
                 self.refuse(OpenError::Footer { at, cause })
             }
         }
+    }
+
+    /// Asks for what lies before `end`, behind which there are zeroes only. A fixed image that was
+    /// growing may look so. Before the copy in front is believed, as there it is guest data.
+    fn look_behind(&mut self, end: u64) -> Ask {
+        let start = end.saturating_sub(MAX_READ_BYTES as u64);
+        let looked = self.file_len.get() - end;
+        if end == 0 || looked > MAX_FOOTER_JUMP_BYTES {
+            return self.read(Stage::Front, FileOffset::new(0), FOOTER_BYTES);
+        }
+        self.read(Stage::Behind(start), FileOffset::new(start), (end - start) as usize)
+    }
+
+    fn behind(&mut self, start: u64, bytes: &[u8]) -> Ask {
+        let sectors = bytes.chunks_exact(FOOTER_BYTES);
+        let Some(last) = sectors.clone().rposition(|s| s.iter().any(|byte| *byte != 0)) else {
+            return self.look_behind(start);
+        };
+        let sector = sectors.clone().nth(last).unwrap_or_default();
+        let at = FileOffset::new(start + (last * FOOTER_BYTES) as u64);
+        self.displaced = Footer::parse(sector)
+            .ok()
+            .filter(|footer| {
+                footer.kind == DiskKind::Fixed && footer.current_size.get() <= at.get()
+            })
+            .map(|footer| (footer, at));
+        self.read(Stage::Front, FileOffset::new(0), FOOTER_BYTES)
+    }
+
+    /// A fixed image whose file has grown and whose footer has not followed.
+    fn fixed_displaced(&mut self, footer: Footer, at: FileOffset, tail: FooterError) -> Ask {
+        self.warn(Warning::TailLost(tail));
+        if !self.size_is_sound(&footer, self.limits.max_fixed_bytes) {
+            return Ask::Finished;
+        }
+        self.footer_warnings(&footer);
+        if let Some(reason) = feature_refusal(&footer) {
+            self.warn(Warning::ReadOnly(reason));
+        }
+        self.outcome.places.footer = at;
+        self.finish(footer, Body::Fixed)
     }
 
     fn fixed(&mut self, footer: Footer) -> Ask {
@@ -216,6 +269,15 @@ impl Survey {
         if let Err(FooterError::Poisoned) = parsed {
             let (at, cause) = (FileOffset::new(0), FooterError::Poisoned);
             return self.refuse(OpenError::Footer { at, cause });
+        }
+        if let (Some((footer, at)), Some(tail)) = (self.displaced, self.tail_fault) {
+            return match parsed {
+                // One of the two is what a guest wrote, and nobody can say which.
+                Ok(front) if front.kind.is_sparse() => {
+                    self.refuse(OpenError::FixedWithoutTail { tail })
+                }
+                _ => self.fixed_displaced(footer, at, tail),
+            };
         }
         let settled = match (self.footers, parsed) {
             (Some(tail), Ok(front)) => self.compare(tail, front),
@@ -482,7 +544,10 @@ impl Survey {
 
     fn finish(&mut self, footer: Footer, body: Body) -> Ask {
         let warnings = self.outcome.warnings.clone();
-        self.outcome.image = Some(Image { footer, file_len: self.file_len, warnings, body });
+        let short = if self.short_tail { SHORT_FOOTER_BYTES } else { FOOTER_BYTES };
+        let footer_at = self.displaced.map_or(self.tail_at(short), |(_, at)| at);
+        let file_len = self.file_len;
+        self.outcome.image = Some(Image { footer, file_len, footer_at, warnings, body });
         Ask::Finished
     }
 }

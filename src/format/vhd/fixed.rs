@@ -5,13 +5,17 @@
 //! old size goes to the new end first, in a footer of its own: the disk is as before, its file is
 //! longer than needed. Then the old footer's place becomes zeroes, which no disk shows yet. Last,
 //! the footer at the new end is overwritten, one sector, and the disk has its new size.
+//!
+//! Where a file system keeps the length and loses the footer, there are zeroes behind the old one,
+//! and opening finds it (`vhd::repair`).
 
 use std::collections::VecDeque;
 
+use vhd::image::MAX_FOOTER_JUMP_BYTES;
 use vhd::{Chs, Footer, Image, Limits};
 
-use super::len_of;
 use super::tail::Backing;
+use super::{file_at, len_of};
 use crate::engine::layer::{
     Blocked, Corrupt, FileChange, Hollow, Layer, Leaf, Located, MetaPage, Placed, ResizeStep, Wave,
     WaveNo,
@@ -20,6 +24,8 @@ use crate::engine::request::FaultKind;
 use crate::engine::units::{ByteLen, Extent, FileOffset};
 use crate::format::flat::Flat;
 
+/// Places made zero in one step.
+const STEP_PUNCHES: usize = 64;
 const FOOTER_BYTES: u64 = vhd::footer::FOOTER_BYTES as u64;
 
 /// A writable fixed VHD.
@@ -35,7 +41,7 @@ pub struct FixedLeaf {
 struct Growth {
     footer: Footer,
     /// Steps to take, and where the footer is once one is done.
-    steps: VecDeque<(FileChange, FileOffset)>,
+    steps: VecDeque<(Vec<FileChange>, FileOffset)>,
     /// The step that was taken last, until the next one is asked for.
     taken: Option<FileOffset>,
     /// How to go back from it.
@@ -45,12 +51,11 @@ struct Growth {
 impl FixedLeaf {
     /// The leaf of an opened fixed image.
     pub fn new(image: &Image, backing: Backing) -> Self {
-        let at = image.file_len.get().saturating_sub(FOOTER_BYTES);
         Self {
             flat: Flat::new(len_of(image.disk_size())),
             backing,
             footer: image.footer,
-            footer_at: FileOffset::new(at),
+            footer_at: file_at(image.footer_at),
             growth: None,
         }
     }
@@ -127,17 +132,26 @@ impl Leaf for FixedLeaf {
         let geometry = Chs::for_size(vhd_size);
         let footer = Footer { current_size: vhd_size, geometry, ..self.footer };
         let mut steps = VecDeque::new();
-        if new_at > self.footer_at {
+        let mut stale = Vec::new();
+        let mut at = self.footer_at;
+        while at < new_at {
+            // If only the length survives a crash, the footer is looked for so far back.
+            let jump = (new_at - at).min(ByteLen::new(MAX_FOOTER_JUMP_BYTES));
+            if at > self.footer_at {
+                stale.push(FileChange::Punch(at, FOOTER));
+            }
+            at = at + jump;
             let bytes = self.footer.to_bytes().to_vec();
-            steps.push_back((FileChange::Write(new_at, bytes), new_at));
+            steps.push_back((vec![FileChange::Write(at, bytes)], at));
         }
         // W7: behind the old end there may be anything, among it the old footer.
         let old_end = FileOffset::new(self.size().get());
         let stale_end = FileOffset::new(size.get()).min(self.footer_at + FOOTER);
         if stale_end > old_end {
-            steps.push_back((FileChange::Punch(old_end, stale_end - old_end), new_at));
+            stale.push(FileChange::Punch(old_end, stale_end - old_end));
         }
-        steps.push_back((FileChange::Write(new_at, footer.to_bytes().to_vec()), new_at));
+        steps.extend(stale.chunks(STEP_PUNCHES).map(|some| (some.to_vec(), new_at)));
+        steps.push_back((vec![FileChange::Write(new_at, footer.to_bytes().to_vec())], new_at));
         self.growth = Some(Growth { footer, steps, taken: None, undo: None });
         Ok(())
     }
@@ -147,14 +161,14 @@ impl Leaf for FixedLeaf {
         if let Some(at) = growth.taken.take() {
             self.footer_at = at;
         }
-        let Some((change, footer_at)) = growth.steps.pop_front() else {
+        let Some((changes, footer_at)) = growth.steps.pop_front() else {
             self.footer = growth.footer;
             self.flat = Flat::new(len_of(self.footer.current_size));
             self.growth = None;
             return Ok(ResizeStep::Done);
         };
         growth.taken = Some(footer_at);
-        growth.undo = match &change {
+        growth.undo = match &changes[0] {
             FileChange::Write(at, _) if *at == self.footer_at => {
                 Some(FileChange::Write(*at, self.footer.to_bytes().to_vec()))
             }
@@ -165,7 +179,7 @@ impl Leaf for FixedLeaf {
             // Nothing that a disk shows.
             _ => None,
         };
-        Ok(ResizeStep::Change { changes: vec![change], sync: true })
+        Ok(ResizeStep::Change { changes, sync: true })
     }
 
     fn undo_resize(&mut self) -> Vec<FileChange> {

@@ -292,6 +292,31 @@ fn an_effect_on_a_file_that_is_not_open_fails() {
 }
 
 #[test]
+fn a_file_is_given_a_length_and_its_new_bytes_are_zeroes() {
+    let arena = arena();
+    for way in WAYS {
+        for mut host in hosts(&arena) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("image");
+            std::fs::write(&path, [7; 1000]).unwrap();
+            let (fd, mode) = open(&path, way);
+            let file = host.add_file(fd, mode).unwrap();
+            for len in [9728, 1500] {
+                let work = Work::SetLength { len: ByteLen::new(len) };
+                start(&mut host, 1, file, work);
+                assert_eq!(outcome(&mut host), Outcome::Done, "{way:?}");
+                start(&mut host, 2, file, Work::Sync);
+                assert_eq!(outcome(&mut host), Outcome::Done, "{way:?}");
+                let mut wanted = vec![0; len as usize];
+                wanted[..1000].fill(7);
+                assert!(std::fs::read(&path).unwrap() == wanted, "{way:?}");
+            }
+            host.remove_file(file);
+        }
+    }
+}
+
+#[test]
 fn cached_reads_started_together_share_an_enter() {
     let mut arena = arena();
     let Some(mut host) = hosts(&arena).into_iter().find(|host| matches!(host, Host::Uring(_)))
