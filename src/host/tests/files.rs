@@ -299,8 +299,8 @@ fn a_file_is_given_a_length_and_its_new_bytes_are_zeroes() {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("image");
             std::fs::write(&path, [7; 1000]).unwrap();
-            let (fd, mode) = open(&path, way);
-            let file = host.add_file(fd, mode).unwrap();
+            let file = open(&path, way);
+            let file = host.add_file(file).unwrap();
             for len in [9728, 1500] {
                 let work = Work::SetLength { len: ByteLen::new(len) };
                 start(&mut host, 1, file, work);
