@@ -144,6 +144,32 @@ fn the_first_command_of_the_readme_serves_a_new_disk_to_every_client() {
 }
 
 #[test]
+fn what_is_trimmed_before_the_first_flush_is_a_hole_and_stays_one() {
+    if !have(&["nbdinfo", "libnbd for Python"]) {
+        return;
+    }
+    each_mode(|kind, mode| {
+        // In a child a hole shows the parent.
+        if kind == Kind::Chain {
+            return;
+        }
+        let folder = TempDir::new().unwrap();
+        let path = image(&folder, kind, 16 * MIB);
+        let server = Server::start(&path, mode);
+        python("trimmed", &[server.uri()]);
+        server.close();
+        check(kind, &path);
+        assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 9 * MIB);
+        let server = Server::start(&path, mode);
+        let map = run("nbdinfo", &["--map", "--totals", server.uri()]);
+        let map: Vec<&str> = map.lines().map(str::trim).collect();
+        assert_eq!(map.len(), 2, "{map:?}");
+        assert!(map.iter().all(|line| line.starts_with("8388608") && line.contains("50.0%")));
+        server.close();
+    });
+}
+
+#[test]
 fn trimming_gives_the_space_back_to_the_file_system() {
     if !have(&["qemu-io", "libnbd for Python"]) {
         return;

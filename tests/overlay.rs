@@ -51,8 +51,8 @@ impl Served {
             }
         };
         let mut files = Vec::new();
-        let disk = chain.attach(&mut |fd, mode| {
-            let file = host.add_file(fd, mode)?;
+        let disk = chain.attach(&mut |file| {
+            let file = host.add_file(file)?;
             files.push(file);
             Ok(file)
         });

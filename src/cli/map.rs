@@ -56,7 +56,7 @@ pub(super) fn run(options: &MapOptions, out: &mut dyn Write) -> Result<Exit, Fai
     let sizes = ArenaSize { registered_bytes: 64 << 10, large_bytes: 64 << 10 };
     let arena = Arena::new(sizes).map_err(system)?;
     let (mut host, _choice) = Host::new(Aio::Threads, &arena).map_err(system)?;
-    let disk = chain.attach(&mut |fd, mode| host.add_file(fd, mode)).map_err(system)?;
+    let disk = chain.attach(&mut |file| host.add_file(file)).map_err(system)?;
     let mut walk = Walk { disk, host, events: Vec::new() };
     if options.totals {
         return totals(options, &mut walk, size, &paths, out);
@@ -85,6 +85,7 @@ fn system(error: std::io::Error) -> Failure {
 fn parts(kind: MapKind) -> (&'static str, Option<u16>) {
     match kind {
         MapKind::Hole => ("hole", None),
+        MapKind::Sparse { depth } => ("hole", Some(depth)),
         MapKind::Data { depth } => ("data", Some(depth)),
         MapKind::Zero { depth } => ("zero", Some(depth)),
     }

@@ -149,6 +149,14 @@ impl Stack {
         }
     }
 
+    /// Whether a layer, counted from the top, has no metadata that tells what is empty.
+    pub(super) fn is_flat(&self, layer: u16) -> bool {
+        match (&self.leaf, layer) {
+            (Some(seat), 0) => seat.leaf.is_flat(),
+            (leaf, n) => self.frozen[usize::from(n) - usize::from(leaf.is_some())].layer.is_flat(),
+        }
+    }
+
     /// Whether a layer, counted from the top, is a frozen one.
     pub(super) fn is_frozen(&self, layer: u16) -> bool {
         layer >= self.first_frozen()

@@ -195,6 +195,7 @@ impl Disk {
                 self.edge_read(task, last, at, layer, outcome);
             }
             Purpose::Page { layer, page } => self.page_read(layer, page, outcome),
+            Purpose::Extents { task, layer, len } => self.extents_told(task, layer, len, outcome),
             Purpose::Scrub { block } => self.scrub_done(block, &outcome),
             Purpose::Wave => self.wave_write_done(&outcome),
             Purpose::Barrier => self.barrier_done(&outcome),
@@ -435,7 +436,7 @@ impl Disk {
                 .learn(layer, page, &bytes)
                 .map_err(|corrupt| FaultKind::Corrupt(corrupt.0)),
             Outcome::Failed(error) => Err(FaultKind::Io(error)),
-            Outcome::Done => Err(FaultKind::Io(IoError::EIO)),
+            Outcome::Done | Outcome::Extents(_) => Err(FaultKind::Io(IoError::EIO)),
         };
         let what = WaitFor::Page { layer, at: page.at };
         match learnt {

@@ -156,7 +156,9 @@ impl Disk {
                 }
             }
             Outcome::Failed(error) => self.note_fault(key, layer, FaultKind::Io(error)),
-            Outcome::Done => self.note_fault(key, layer, FaultKind::Io(IoError::EIO)),
+            Outcome::Done | Outcome::Extents(_) => {
+                self.note_fault(key, layer, FaultKind::Io(IoError::EIO));
+            }
         }
         self.piece_done(key);
     }

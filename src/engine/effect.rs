@@ -166,6 +166,21 @@ pub enum Effect {
         /// The new length.
         len: ByteLen,
     },
+    /// Tell what of the range are holes of the file: bytes that take no space and read as zeroes. A
+    /// host that cannot tell says it is all data. Never is a hole what an effect wrote that
+    /// completed before this one started.
+    Extents {
+        /// Name.
+        id: EffectId,
+        /// File.
+        file: FileId,
+        /// Position.
+        at: FileOffset,
+        /// Length.
+        len: ByteLen,
+        /// Most runs wanted. The answer may stop short of the range's end.
+        most: u32,
+    },
     /// Make every effect on the file that completed before this one started durable (fdatasync).
     Sync {
         /// Name.
@@ -184,6 +199,7 @@ impl Effect {
             | Self::Zero { id, .. }
             | Self::Punch { id, .. }
             | Self::SetLength { id, .. }
+            | Self::Extents { id, .. }
             | Self::Sync { id, .. } => *id,
         }
     }
@@ -191,7 +207,7 @@ impl Effect {
     /// The file it works on.
     pub fn file(&self) -> FileId {
         match self {
-            Self::Read { file, .. } => *file,
+            Self::Read { file, .. } | Self::Extents { file, .. } => *file,
             Self::Write { file, .. }
             | Self::Zero { file, .. }
             | Self::Punch { file, .. }
@@ -199,6 +215,15 @@ impl Effect {
             | Self::Sync { file, .. } => file.file(),
         }
     }
+}
+
+/// A part of a file that is a hole, or not, throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRun {
+    /// Length in bytes.
+    pub len: ByteLen,
+    /// Whether it takes no space and reads as zeroes.
+    pub hole: bool,
 }
 
 /// A failed operation, as the system named it (errno).
@@ -235,6 +260,8 @@ pub enum Outcome {
     Done,
     /// A read into an owned buffer was done; the buffer comes back.
     Bytes(Vec<u8>),
+    /// What of a range are holes, in order, from its start on; never nothing.
+    Extents(Vec<FileRun>),
     /// It failed. A failed write, zero or punch may have changed any part of its range.
     Failed(IoError),
 }

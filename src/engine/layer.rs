@@ -41,6 +41,12 @@ pub trait Layer: Send {
     /// Where the first bytes of `wanted` live. `wanted` is not empty and lies within `size`.
     fn locate(&mut self, wanted: Extent) -> Located;
 
+    /// Whether a map is to tell holes of this layer's file as such: where no metadata says what is
+    /// empty, only the file system knows.
+    fn is_flat(&self) -> bool {
+        false
+    }
+
     /// Takes in a page that `locate` or `place` asked for.
     ///
     /// # Errors

@@ -90,6 +90,11 @@ pub enum MapKind {
         /// Steps below the top layer.
         depth: u16,
     },
+    /// Held by the layer, in a hole of its file: reads as zeroes and takes no space.
+    Sparse {
+        /// Steps below the top layer.
+        depth: u16,
+    },
     /// A layer says that it is zero, hiding what lies below.
     Zero {
         /// Steps below the top layer.

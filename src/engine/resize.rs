@@ -177,7 +177,7 @@ impl Disk {
         match outcome {
             Outcome::Bytes(bytes) => self.step_resize(Some(bytes)),
             Outcome::Failed(error) => self.undo_resize(FaultKind::Io(error)),
-            Outcome::Done => self.undo_resize(FaultKind::Io(IoError::EIO)),
+            Outcome::Done | Outcome::Extents(_) => self.undo_resize(FaultKind::Io(IoError::EIO)),
         }
     }
 

@@ -57,6 +57,7 @@ pub(super) enum Purpose {
     Data { task: TaskKey, placed: Placed, durable: bool },
     Edge { task: TaskKey, last: bool, at: usize, layer: u16 },
     Page { layer: u16, page: MetaPage },
+    Extents { task: TaskKey, layer: u16, len: ByteLen },
     Scrub { block: u32 },
     Wave,
     Barrier,

@@ -59,6 +59,10 @@ impl Layer for Flat {
         Located::Here(home(wanted), wanted.len)
     }
 
+    fn is_flat(&self) -> bool {
+        true
+    }
+
     fn learn(&mut self, page: MetaPage, _bytes: &[u8]) -> Result<(), Corrupt> {
         Err(Corrupt(format!("a flat image has no metadata, yet a page at {} was read", page.at)))
     }

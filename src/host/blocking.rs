@@ -5,11 +5,13 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::files::OpenFile;
 use super::task::{Call, Erase, Task, Via};
-use crate::engine::effect::{IoError, Outcome};
+use crate::engine::effect::{FileRun, IoError, Outcome};
+use crate::engine::units::ByteLen;
 
 /// Slices per call, below the system's limit of 1024.
 pub(super) const SLICES_MAX: usize = 256;
@@ -56,6 +58,11 @@ fn call(task: &mut Task) -> Result<usize, Errno> {
             rustix::fs::ftruncate(task.file().fd(), len.get())?;
             Ok(0)
         }
+        Call::Extents { at, len, most } => {
+            let file = task.shared_file();
+            task.found(extents(&file, at.get(), len, most));
+            Ok(0)
+        }
         Call::Sync => {
             rustix::fs::fdatasync(task.file().fd())?;
             Ok(0)
@@ -66,4 +73,44 @@ fn call(task: &mut Task) -> Result<usize, Errno> {
 fn read(task: &mut Task, at: u64) -> Result<usize, Errno> {
     let file = task.shared_file();
     rustix::io::preadv(file.fd(), &mut [IoSliceMut::new(task.read_into())], at)
+}
+
+/// Which of `len` bytes from `at` on are holes of the file, in at most `most` runs: one call for
+/// each. What the file system does not tell, and what lies behind the file's end, counts as data.
+///
+/// The calls move the descriptor's own position, which nobody uses.
+fn extents(file: &OpenFile, at: u64, len: ByteLen, most: u32) -> Vec<FileRun> {
+    let end = at + len.get();
+    let mut runs: Vec<FileRun> = Vec::new();
+    let mut now = at;
+    let mut hole = true;
+    // One more: the first call finds no run where data comes first.
+    for _ in 0..=most.max(1) {
+        let next = if file.is_device() {
+            None
+        } else if hole {
+            match rustix::fs::seek(file.fd(), SeekFrom::Data(now)) {
+                // Nothing but a hole up to the file's end.
+                Err(Errno::NXIO) => file.size().map(ByteLen::get).ok(),
+                data => data.ok(),
+            }
+        } else {
+            rustix::fs::seek(file.fd(), SeekFrom::Hole(now)).ok()
+        };
+        let known = next.filter(|next| *next > now || hole);
+        let until = known.unwrap_or(u64::MAX).min(end);
+        if until > now {
+            let hole = hole && known.is_some();
+            runs.push(FileRun { len: ByteLen::new(until - now), hole });
+            now = until;
+        }
+        if now >= end || runs.len() >= most.max(1) as usize {
+            break;
+        }
+        hole = !hole;
+    }
+    if runs.is_empty() {
+        runs.push(FileRun { len, hole: false });
+    }
+    runs
 }

@@ -4,11 +4,11 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 
 use super::direct::{Grid, Order};
 use super::task::Task;
@@ -72,6 +72,26 @@ impl OpenMode {
     }
 }
 
+/// A file on its way to a host.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// The file. What others hold by it (locks, a claim on a device) lasts as long as it is open.
+    pub main: OwnedFd,
+    /// The same file through the page cache, for the ragged ends of direct writes: needed beside a
+    /// writable `main` with O_DIRECT, unless it is a device. Whoever opened `main` opens it,
+    /// because a host may run where that user's rights are gone.
+    pub cached: Option<OwnedFd>,
+    /// How they want to be used.
+    pub mode: OpenMode,
+}
+
+impl Descriptors {
+    /// A file that needs no second descriptor.
+    pub const fn new(main: OwnedFd, mode: OpenMode) -> Self {
+        Self { main, cached: None, mode }
+    }
+}
+
 /// An open file, shared with the operations in flight on it.
 pub(super) struct OpenFile {
     fd: OwnedFd,
@@ -95,15 +115,14 @@ pub(super) const INLINE_MAX_BYTES: u64 = 64 * 1024;
 const PUNTING_MAGIC: u64 = 0xEF53;
 
 impl OpenFile {
-    fn new(fd: OwnedFd, mode: OpenMode) -> io::Result<Self> {
+    fn new(file: Descriptors) -> io::Result<Self> {
+        let Descriptors { main: fd, cached, mode } = file;
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         let writable = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
-        let cached = if mode.direct && !mode.device && writable {
-            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            Some(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
-        } else {
-            None
-        };
+        if mode.direct && !mode.device && writable && cached.is_none() {
+            let missing = "a file written with O_DIRECT came without its buffered descriptor";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, missing));
+        }
         let inline_writes = !mode.direct
             && !mode.device
             && rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type as u64 == PUNTING_MAGIC);
@@ -127,6 +146,11 @@ impl OpenFile {
 
     pub(super) const fn mem_align(&self) -> usize {
         self.mode.mem_align as usize
+    }
+
+    /// Whether it is a block device.
+    pub(super) const fn is_device(&self) -> bool {
+        self.mode.device
     }
 
     pub(super) const fn inline_writes(&self) -> bool {
@@ -176,8 +200,8 @@ struct Entry {
 
 impl FileTable {
     /// Takes a descriptor over.
-    pub(super) fn add(&mut self, fd: OwnedFd, mode: OpenMode) -> io::Result<FileId> {
-        if !mode.is_sound() {
+    pub(super) fn add(&mut self, file: Descriptors) -> io::Result<FileId> {
+        if !file.mode.is_sound() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "alignment of the file"));
         }
         let index = match self.slots.iter().position(Option::is_none) {
@@ -187,7 +211,7 @@ impl FileTable {
                 return Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()));
             }
         };
-        let entry = Entry { file: Arc::new(OpenFile::new(fd, mode)?), order: Order::new() };
+        let entry = Entry { file: Arc::new(OpenFile::new(file)?), order: Order::new() };
         if index == self.slots.len() {
             self.slots.push(None);
         }

@@ -36,7 +36,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 pub use event::{Event, HangUp, ReceiveInto, SendList, SendPiece, SocketId};
-pub use files::{MAX_FILES, OpenMode};
+pub use files::{Descriptors, MAX_FILES, OpenMode};
 pub use wake::Waker;
 
 use crate::engine::effect::{Effect, FileId};
@@ -170,13 +170,12 @@ impl Host {
         Ok((Self::Threads(Box::new(host)), choice))
     }
 
-    /// Takes an open file over. See [`OpenMode::probe`]. A writable direct file is opened a second
-    /// time, through the page cache, for the ragged ends of writes.
+    /// Takes an open file over. See [`OpenMode::probe`].
     ///
     /// # Errors
-    /// Too many files, an unsound mode, or no second opening: use the file without O_DIRECT then.
-    pub fn add_file(&mut self, fd: OwnedFd, mode: OpenMode) -> io::Result<FileId> {
-        forward!(self, host => host.add_file(fd, mode))
+    /// Too many files, an unsound mode, or a descriptor that is missing.
+    pub fn add_file(&mut self, file: Descriptors) -> io::Result<FileId> {
+        forward!(self, host => host.add_file(file))
     }
 
     /// Closes a file. No effect on it may be in flight.

@@ -12,7 +12,9 @@ use super::files::{INLINE_MAX_BYTES, OpenFile};
 use super::memory::{Loan, Memory, REGISTERED};
 use super::read::Read;
 use super::write::{Origin, Write};
-use crate::engine::effect::{Effect, EffectId, FileId, IoError, Outcome, Piece, Source, Target};
+use crate::engine::effect::{
+    Effect, EffectId, FileId, FileRun, IoError, Outcome, Piece, Source, Target,
+};
 use crate::engine::units::{ByteLen, FileOffset};
 
 /// Which descriptor of a file.
@@ -33,6 +35,8 @@ pub(super) enum Call {
     Write { at: FileOffset, via: Via, durable: bool },
     /// Make a range read as zeroes.
     Erase { how: Erase, at: FileOffset, len: ByteLen },
+    /// Find holes, at most so many runs; see [`Task::found`].
+    Extents { at: FileOffset, len: ByteLen, most: u32 },
     /// ftruncate.
     SetLength { len: ByteLen },
     /// fdatasync.
@@ -55,6 +59,7 @@ pub(super) enum Work {
     Write { at: FileOffset, from: Source, durable: bool },
     Erase { how: Erase, at: FileOffset, len: ByteLen },
     SetLength { len: ByteLen },
+    Extents { at: FileOffset, len: ByteLen, most: u32 },
     Sync,
 }
 
@@ -75,6 +80,7 @@ pub(super) fn split(tag: u32, effect: Effect) -> (TaskName, Work) {
         Effect::Zero { at, len, .. } => Work::Erase { how: Erase::Zero, at, len },
         Effect::Punch { at, len, .. } => Work::Erase { how: Erase::Punch, at, len },
         Effect::SetLength { len, .. } => Work::SetLength { len },
+        Effect::Extents { at, len, most, .. } => Work::Extents { at, len, most },
         Effect::Sync { .. } => Work::Sync,
     };
     (name, work)
@@ -96,6 +102,7 @@ enum State {
     Write(Write),
     Erase { how: Erase, at: FileOffset, len: ByteLen },
     SetLength { len: ByteLen },
+    Extents { at: FileOffset, len: ByteLen, most: u32, found: Vec<FileRun> },
     Sync,
 }
 
@@ -142,6 +149,10 @@ impl Task {
                 // Claims nothing: whoever changes the length lets nothing else run.
                 checked(FileOffset::new(0), len, false)?;
                 State::SetLength { len }
+            }
+            Work::Extents { at, len, most } => {
+                checked(at, len, false)?;
+                State::Extents { at, len, most, found: Vec::new() }
             }
             Work::Sync => State::Sync,
         };
@@ -198,7 +209,7 @@ impl Task {
                 };
                 if refused.load(Ordering::Relaxed) { self.write_zeroes() } else { None }
             }
-            State::SetLength { .. } | State::Sync => None,
+            State::SetLength { .. } | State::Extents { .. } | State::Sync => None,
         }
     }
 
@@ -209,6 +220,9 @@ impl Task {
             State::Write(write) => write.call(),
             State::Erase { how, at, len } => Call::Erase { how: *how, at: *at, len: *len },
             State::SetLength { len } => Call::SetLength { len: *len },
+            State::Extents { at, len, most, .. } => {
+                Call::Extents { at: *at, len: *len, most: *most }
+            }
             State::Sync => Call::Sync,
         }
     }
@@ -218,7 +232,7 @@ impl Task {
         match &mut self.state {
             State::Read(read) => read.buffer(),
             State::Write(write) => write.ragged_buffer(),
-            State::Erase { .. } | State::SetLength { .. } | State::Sync => &mut [],
+            _ => &mut [],
         }
     }
 
@@ -234,15 +248,16 @@ impl Task {
         let loan = match &self.state {
             State::Read(read) => read.straight_loan(),
             State::Write(write) => write.straight_loan(),
-            State::Erase { .. } | State::SetLength { .. } | State::Sync => None,
+            _ => None,
         };
         loan.is_some_and(|loan| loan.span().region == REGISTERED)
     }
 
-    /// Whether the task is better done at once than by the ring: a small cached write, or a change
-    /// of the file's length, which is rare and which older rings cannot do.
+    /// Whether the task is better done at once than by the ring: a small cached write; a change
+    /// of the file's length, which is rare and which older rings cannot do; a look for holes, which
+    /// no ring can.
     pub(super) fn is_inline(&self) -> bool {
-        if matches!(self.state, State::SetLength { .. }) {
+        if matches!(self.state, State::SetLength { .. } | State::Extents { .. }) {
             return true;
         }
         let State::Write(write) = &self.state else { return false };
@@ -273,7 +288,15 @@ impl Task {
                 Err(error) => Some(Outcome::Failed(error)),
                 Ok(()) => write.is_over().then_some(Outcome::Done),
             },
+            State::Extents { found, .. } => Some(Outcome::Extents(std::mem::take(found))),
             State::Erase { .. } | State::SetLength { .. } | State::Sync => Some(Outcome::Done),
+        }
+    }
+
+    /// Takes what a look for holes has found.
+    pub(super) fn found(&mut self, runs: Vec<FileRun>) {
+        if let State::Extents { found, .. } = &mut self.state {
+            *found = runs;
         }
     }
 

@@ -18,7 +18,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::blocking::{self, SLICES_MAX};
 use super::event::{Event, HangUp, ReceiveInto, SendList, SocketId};
-use super::files::{FileTable, OpenMode};
+use super::files::{Descriptors, FileTable};
 use super::memory::Memory;
 use super::slab::Slab;
 use super::task::{Task, TaskName, Work};
@@ -84,8 +84,8 @@ impl Threads {
         })
     }
 
-    pub(super) fn add_file(&mut self, fd: OwnedFd, mode: OpenMode) -> io::Result<FileId> {
-        self.files.add(fd, mode)
+    pub(super) fn add_file(&mut self, file: Descriptors) -> io::Result<FileId> {
+        self.files.add(file)
     }
 
     pub(super) fn remove_file(&mut self, file: FileId) {

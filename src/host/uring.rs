@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use super::Counters;
 use super::blocking::{self, SLICES_MAX, erase_mode};
 use super::event::{Event, ReceiveInto, SendList};
-use super::files::{FileTable, OpenMode};
+use super::files::{Descriptors, FileTable};
 use super::memory::{Memory, REGISTERED};
 use super::ring_setup::{self, Setup};
 use super::slab::Slab;
@@ -139,8 +139,8 @@ impl Uring {
         Ok((host, description))
     }
 
-    pub(super) fn add_file(&mut self, fd: OwnedFd, mode: OpenMode) -> io::Result<FileId> {
-        let id = self.files.add(fd, mode)?;
+    pub(super) fn add_file(&mut self, file: Descriptors) -> io::Result<FileId> {
+        let id = self.files.add(file)?;
         let Some(file) = self.files.file(id).map(Arc::clone) else {
             return Err(Errno::BADF.into());
         };
@@ -261,7 +261,7 @@ impl Uring {
                 .mode(erase_mode(how).bits() as i32)
                 .build(),
             // Not the ring's: `begin` does it at once.
-            Call::SetLength { .. } => opcode::Nop::new().build(),
+            Call::SetLength { .. } | Call::Extents { .. } => opcode::Nop::new().build(),
             Call::Sync => opcode::Fsync::new(main).flags(FsyncFlags::DATASYNC).build(),
         };
         self.push(entry, index);

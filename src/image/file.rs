@@ -276,6 +276,21 @@ impl ImageFile {
         self.measure()
     }
 
+    /// A second descriptor of the same file, which stays with the page cache when this one leaves
+    /// it: for what the host writes that is not aligned. `None` when nothing is written, or by
+    /// aligned requests only, as on a device. It holds no claim.
+    pub(super) fn open_cached(&self) -> Result<Option<OwnedFd>, Cause> {
+        let doing = "open it once more, through the page cache";
+        let flags = rustix::fs::fcntl_getfl(&self.fd).map_err(|e| Cause::io(doing, e))?;
+        if self.device || !flags.contains(OFlags::RDWR) {
+            return Ok(None);
+        }
+        let link = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let fd = rustix::fs::open(link, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        // An O_PATH handle was followed to get here, so what is not there is /proc itself.
+        fd.map(Some).map_err(|errno| Cause::Io { doing, error: errno.into() })
+    }
+
     /// From now on past the page cache.
     pub(super) fn make_direct(&self) -> Result<(), Cause> {
         let flags = rustix::fs::fcntl_getfl(&self.fd).map_err(|e| Cause::io("open it", e))?;

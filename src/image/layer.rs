@@ -17,7 +17,7 @@ use crate::engine::units::ByteLen;
 use crate::engine::{Disk, FrozenLayer};
 use crate::format::Flat;
 use crate::format::vhd::{Backing, FixedLeaf, VhdLayer, VhdLeaf};
-use crate::host::OpenMode;
+use crate::host::{Descriptors, OpenMode};
 
 /// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +122,8 @@ pub struct OpenedLayer {
     pub path: PathBuf,
     /// The descriptor. The claim on the image lives as long as it.
     pub fd: OwnedFd,
+    /// The same file through the page cache; see [`Descriptors::cached`].
+    pub cached: Option<OwnedFd>,
     /// How the host is to use it.
     pub mode: OpenMode,
     /// What it holds.
@@ -218,13 +220,14 @@ impl OpenedChain {
     /// Of `add_file`. Files added by then stay with the host.
     pub fn attach(
         self,
-        add_file: &mut dyn FnMut(OwnedFd, OpenMode) -> io::Result<FileId>,
+        add_file: &mut dyn FnMut(Descriptors) -> io::Result<FileId>,
     ) -> io::Result<Disk> {
         let mut leaf = None;
         let mut frozen = Vec::with_capacity(self.layers.len());
         for (depth, layer) in self.layers.into_iter().enumerate() {
             let device = layer.mode.device;
-            let file = add_file(layer.fd, layer.mode)?;
+            let OpenedLayer { fd: main, cached, mode, .. } = layer;
+            let file = add_file(Descriptors { main, cached, mode })?;
             if depth == 0 && !self.read_only {
                 let backing = if device { Backing::Device } else { Backing::File };
                 leaf = Some((layer.content.leaf(backing), file));

@@ -132,7 +132,9 @@ impl OpenImage {
         let (file, content) = (self.file, self.content);
         let failed = |cause| ImageError::new(&file.path, cause);
         let allocated = file.allocated().map_err(failed)?;
+        let mut cached = None;
         if cache == CacheMode::None {
+            cached = file.open_cached().map_err(failed)?;
             // Only now: metadata was read without regard to alignment.
             file.make_direct().map_err(failed)?;
         }
@@ -140,7 +142,7 @@ impl OpenImage {
         let file_bytes = ByteLen::new(file.len.get());
         let allocated_bytes = ByteLen::new(allocated.get());
         let (fd, path) = file.into_parts();
-        Ok(OpenedLayer { path, fd, mode, content, file_bytes, allocated_bytes })
+        Ok(OpenedLayer { path, fd, cached, mode, content, file_bytes, allocated_bytes })
     }
 
     fn note_oddities(&self, notices: &mut Vec<Notice>) {

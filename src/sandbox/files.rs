@@ -4,9 +4,7 @@
 //! Refuses to allow running a program, creating a file, or any new TCP connection or listener.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, RulesetAttr,
@@ -37,7 +35,6 @@ pub struct Allowed {
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
     remove: Vec<PathBuf>,
-    open: Vec<Arc<OwnedFd>>,
 }
 
 impl Allowed {
@@ -70,16 +67,6 @@ impl Allowed {
         self
     }
 
-    /// An open file that may be opened once more through `/proc/self/fd`, for reading and writing:
-    /// the host does so with images it writes by O_DIRECT.
-    ///
-    /// # Errors
-    /// When descriptors run out.
-    pub fn again(mut self, file: BorrowedFd<'_>) -> io::Result<Self> {
-        self.open.push(Arc::new(file.try_clone_to_owned()?));
-        Ok(self)
-    }
-
     fn rules(&self) -> Result<Vec<Rule>, SandboxError> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let write = read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
@@ -91,37 +78,17 @@ impl Allowed {
         let writes = self.write.iter().map(|path| (path.clone(), write));
         let removes =
             self.remove.iter().map(|socket| (directory(socket), AccessFs::RemoveFile.into()));
-        let named = reads.chain(writes).chain(removes).map(|(path, rights)| rule(path, rights));
-        let open = self.open.iter().map(|file| {
-            let target = Target::Open(Arc::clone(file));
-            Ok(PathBeneath::new(target, write & AccessFs::from_file(TRIED)))
-        });
-        named.chain(open).collect()
+        reads.chain(writes).chain(removes).map(|(path, rights)| rule(path, rights)).collect()
     }
 }
 
-type Rule = PathBeneath<Target>;
-
-/// What a rule is about.
-enum Target {
-    Named(PathFd),
-    Open(Arc<OwnedFd>),
-}
-
-impl AsFd for Target {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Named(path) => path.as_fd(),
-            Self::Open(file) => file.as_fd(),
-        }
-    }
-}
+type Rule = PathBeneath<PathFd>;
 
 fn rule(path: PathBuf, rights: BitFlags<AccessFs>) -> Result<Rule, SandboxError> {
-    let opened = || -> io::Result<(Target, bool)> {
+    let opened = || -> io::Result<(PathFd, bool)> {
         let fd = PathFd::new(&path).map_err(io::Error::other)?;
         let mode = rustix::fs::fstat(&fd)?.st_mode;
-        Ok((Target::Named(fd), FileType::from_raw_mode(mode) == FileType::Directory))
+        Ok((fd, FileType::from_raw_mode(mode) == FileType::Directory))
     };
     match opened() {
         // The kernel takes rights of directories for directories only.

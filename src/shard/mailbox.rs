@@ -14,7 +14,7 @@ use crate::engine::Disk;
 use crate::engine::effect::FileId;
 use crate::engine::units::Extent;
 use crate::host::memory::ArenaSize;
-use crate::host::{Aio, Choice, Host, OpenMode, Waker};
+use crate::host::{Aio, Choice, Descriptors, Host, Waker};
 
 /// Messages that may wait in the mailbox.
 const MAILBOX_DEPTH: usize = 256;
@@ -33,7 +33,7 @@ pub struct DiskTag(pub u32);
 pub struct ExportKey(pub u64);
 
 /// The host of a shard as an attachment sees it: it takes files over and names them.
-pub(crate) type AddFile<'a> = &'a mut dyn FnMut(OwnedFd, OpenMode) -> io::Result<FileId>;
+pub(crate) type AddFile<'a> = &'a mut dyn FnMut(Descriptors) -> io::Result<FileId>;
 
 /// Makes a disk out of open files, on the shard's own thread.
 pub type Attachment = Box<dyn FnOnce(AddFile<'_>) -> io::Result<Disk> + Send>;

@@ -143,8 +143,8 @@ impl Shard {
         let attached = self.attached.checked_add(1);
         let attached = attached.ok_or_else(|| io::Error::other("no names for disks are left"))?;
         let (host, mut files) = (&mut self.host, Vec::new());
-        let made = attachment(&mut |fd, mode| {
-            let file = host.add_file(fd, mode)?;
+        let made = attachment(&mut |file| {
+            let file = host.add_file(file)?;
             files.push(file);
             Ok(file)
         });

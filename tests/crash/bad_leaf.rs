@@ -308,6 +308,10 @@ impl Layer for BadLeaf {
         }
     }
 
+    fn is_flat(&self) -> bool {
+        self.inner.is_flat()
+    }
+
     fn learn(&mut self, page: MetaPage, bytes: &[u8]) -> Result<(), Corrupt> {
         self.inner.learn(page, bytes)
     }

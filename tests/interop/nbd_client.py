@@ -278,6 +278,35 @@ def fill(uri):
     handle.shutdown()
 
 
+def trimmed(uri):
+    """What was written, trimmed as a whole and flushed is a hole, before and after the flush."""
+    handle = connect(uri)
+    size, half = handle.get_size(), handle.get_size() // 2
+
+    def map_now():
+        found = []
+        handle.block_status(
+            size, 0, lambda _context, _at, entries, _error: found.extend(entries) or 0)
+        return list(zip(found[0::2], found[1::2]))
+
+    hole = nbd.STATE_HOLE | nbd.STATE_ZERO
+    wanted = [(half, hole), (size - half, 0)]
+    handle.pwrite(b"\x07" * size, 0)
+    handle.trim(half, 0)
+    assert map_now() == wanted, map_now()
+    handle.flush()
+    assert map_now() == wanted, map_now()
+    assert handle.pread(half, 0) == bytes(half)
+    # The space is used again, and what was there before does not come back.
+    handle.pwrite(b"\x09" * 4096, 8192)
+    handle.flush()
+    assert handle.pread(16384, 0) == bytes(8192) + b"\x09" * 4096 + bytes(4096)
+    handle.trim(half, 0)
+    handle.flush()
+    assert map_now() == wanted, map_now()
+    handle.shutdown()
+
+
 def scatter(uri):
     """Five hundred random writes of 4 KiB, and no flush."""
     handle = connect(uri)
@@ -323,7 +352,7 @@ def options(uri):
 
 
 CHECKS = {check.__name__: check for check in
-          (unaligned, chunks, status, contexts, connections, large, pipeline, fill, scatter,
+          (unaligned, chunks, status, contexts, connections, large, pipeline, fill, trimmed, scatter,
                                         flush, options)}
 
 

@@ -219,6 +219,9 @@ impl Bench {
                 file.resize(len.get() as usize, 0);
                 Outcome::Done
             }
+            Effect::Extents { at, len, most, .. } => {
+                Outcome::Extents(orlop::host::sim::host::holes_in(file, at, len, most))
+            }
             Effect::Sync { .. } if std::mem::take(&mut self.fail_sync) => {
                 self.syncs += 1;
                 Outcome::Failed(IoError::EIO)

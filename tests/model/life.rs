@@ -300,7 +300,9 @@ impl Life<'_> {
                 let empty = bytes.iter().all(|byte| *byte == 0);
                 let sound = match run.kind {
                     MapKind::Hole => empty,
-                    MapKind::Zero { depth } => empty && depth < disk.depth(),
+                    MapKind::Sparse { depth } | MapKind::Zero { depth } => {
+                        empty && depth < disk.depth()
+                    }
                     MapKind::Data { depth } => depth < disk.depth(),
                 };
                 if !sound {

@@ -8,8 +8,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use orlop::engine::effect::{Effect, EffectId, FileId, IoError, Outcome, Piece, Source, Target};
 use orlop::engine::units::{RegionId, Span};
 use orlop::host::memory::{Arena, ArenaSize, Lease};
+use orlop::host::sim::host::holes_in;
 use orlop::host::sim::rng::Rng;
-use orlop::host::{Aio, Choice, Event, Host, OpenMode};
+use orlop::host::{Aio, Choice, Descriptors, Event, Host, OpenMode};
 use tempfile::TempDir;
 
 use crate::images::ImageBytes;
@@ -81,6 +82,9 @@ impl InMemory {
             Effect::SetLength { len, .. } => {
                 self.files[file].resize(len.get() as usize, 0);
                 Outcome::Done
+            }
+            Effect::Extents { at, len, most, .. } => {
+                Outcome::Extents(holes_in(&self.files[file], at, len, most))
             }
             Effect::Sync { .. } => Outcome::Done,
         }
@@ -195,7 +199,7 @@ impl OnHost {
         Ok((machine, choice))
     }
 
-    fn open(&self, depth: usize, bytes: &[u8]) -> (OwnedFd, OpenMode) {
+    fn open(&self, depth: usize, bytes: &[u8]) -> Descriptors {
         let path = self.folder.path().join(depth.to_string());
         std::fs::write(&path, bytes).expect("the temporary folder takes files");
         let mut options = File::options();
@@ -205,7 +209,8 @@ impl OnHost {
         let file = if self.direct { direct.open(&path) } else { options.open(&path) };
         let fd = OwnedFd::from(file.or_else(|_| options.open(&path)).expect("it was just written"));
         let mode = OpenMode::probe(fd.as_fd()).expect("a plain file can be described");
-        (fd, mode)
+        let cached = options.open(&path).map(OwnedFd::from).ok();
+        Descriptors { main: fd, cached, mode }
     }
 }
 
@@ -213,8 +218,8 @@ impl Machine for OnHost {
     fn attach(&mut self, chain: &[ImageBytes]) -> Vec<FileId> {
         let opened: Vec<_> =
             chain.iter().enumerate().map(|(i, c)| self.open(i, &c.bytes)).collect();
-        for (fd, mode) in opened {
-            self.files.push(self.host.add_file(fd, mode).expect("a host takes a few files"));
+        for file in opened {
+            self.files.push(self.host.add_file(file).expect("a host takes a few files"));
         }
         self.files.clone()
     }

@@ -8,6 +8,7 @@ use std::thread::scope;
 use std::time::Duration;
 
 use orlop::engine::units::{ByteLen, DiskOffset, Extent};
+use orlop::host::{Descriptors, OpenMode};
 use orlop::meter::{Rates, Throttle};
 use orlop::shard::ExportKey;
 
@@ -176,7 +177,7 @@ fn an_attachment_that_fails_leaves_no_file_open() {
     std::fs::write(rig.image("a"), [0; 512]).unwrap();
     let file = std::fs::File::open(rig.image("a")).unwrap();
     let attached = rig.mailbox.attach(Box::new(move |add_file| {
-        add_file(file.into(), orlop::host::OpenMode::BUFFERED)?;
+        add_file(Descriptors::new(file.into(), OpenMode::BUFFERED))?;
         Err(std::io::Error::other("on purpose"))
     }));
     assert!(rig.wait(attached).is_err());

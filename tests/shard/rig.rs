@@ -19,7 +19,7 @@ use orlop::engine::Disk;
 use orlop::engine::units::{ByteLen, DiskOffset, Extent};
 use orlop::format::Flat;
 use orlop::host::memory::ArenaSize;
-use orlop::host::{Aio, OpenMode};
+use orlop::host::{Aio, Descriptors, OpenMode};
 use orlop::meter::{Meter, Rates, Throttle};
 use orlop::shard::{DiskTag, ExportKey, Mailbox, NewClient};
 use orlop::transport::nbd::{ClientLimits, ClientSettings, ExportShape, NbdClient, export_of};
@@ -102,7 +102,7 @@ impl Rig {
 
     pub(crate) fn attach(&self, file: File, size: u64) -> DiskTag {
         let attached = self.mailbox.attach(Box::new(move |add_file| {
-            let file = add_file(OwnedFd::from(file), OpenMode::BUFFERED)?;
+            let file = add_file(Descriptors::new(OwnedFd::from(file), OpenMode::BUFFERED))?;
             Ok(Disk::writable(Box::new(Flat::new(ByteLen::new(size))), file, vec![]))
         }));
         self.wait(attached).unwrap()

@@ -10,7 +10,6 @@ mod listening;
 mod tls;
 
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -180,7 +179,7 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     for spec in &specs {
         prepared.open(spec)?;
     }
-    let mut report = confine(options, &bound, admin.as_ref(), &prepared)?;
+    let mut report = confine(options, &bound, admin.as_ref())?;
     // From here on there are threads.
     let last_words = options.listen.add_stdio(&mut bound)?;
     let (shards, threads, ring) = spawn_shards(&options.process)?;
@@ -221,12 +220,7 @@ fn give_sockets(bound: &Bound, admin: Option<&Admin>, user: &User) -> Result<()>
 }
 
 /// Gives up what serving does not need, as far as that must happen before threads start.
-fn confine(
-    options: &ServeOptions,
-    bound: &Bound,
-    admin: Option<&Admin>,
-    prepared: &Prepared,
-) -> Result<Report> {
+fn confine(options: &ServeOptions, bound: &Bound, admin: Option<&Admin>) -> Result<Report> {
     let mode = options.process.sandbox.into();
     let mut allowed = Allowed::new();
     for path in bound.socket_paths().chain(admin.map(Admin::path)) {
@@ -237,11 +231,6 @@ fn confine(
     }
     if let Some(place) = options.tls.place() {
         allowed = allowed.read(place);
-    }
-    for layer in prepared.chains().flat_map(|chain| &chain.layers) {
-        if layer.mode.direct {
-            allowed = allowed.again(layer.fd.as_fd())?;
-        }
     }
     let mut report = sandbox::drop_privileges(mode)?;
     report.add(sandbox::confine_files(&allowed, mode)?);

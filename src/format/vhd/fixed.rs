@@ -70,6 +70,10 @@ impl Layer for FixedLeaf {
         self.flat.locate(wanted)
     }
 
+    fn is_flat(&self) -> bool {
+        self.flat.is_flat()
+    }
+
     fn learn(&mut self, page: MetaPage, bytes: &[u8]) -> Result<(), Corrupt> {
         self.flat.learn(page, bytes)
     }

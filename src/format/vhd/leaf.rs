@@ -37,14 +37,16 @@ pub(super) enum Stage {
 pub(super) struct Fresh {
     /// Its new home; `None`: the block was released and has none.
     pub(super) slot: Option<SectorNo>,
-    /// The home that durable metadata may still name; quarantined until a commit settles.
-    pub(super) previous: Option<SectorNo>,
+    /// Homes that durable metadata may still name; quarantined until a commit settles.
+    pub(super) previous: Vec<SectorNo>,
     /// Sectors whose bytes have landed.
     pub(super) bits: Vec<u8>,
     /// Those of them that are zero although nothing was written there: the file may end before
     /// them until a commit puts the footer behind the block, so they are not read from it. Empty
     /// when there is none.
     hollows: Vec<u8>,
+    /// The bitmap that went out last, if one did.
+    pub(super) published: Vec<u8>,
     /// Writes in flight into it.
     pub(super) writers: u32,
     pub(super) stage: Stage,
@@ -59,6 +61,41 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
+    /// A block that is about to get a home, or has none any more.
+    fn new(slot: Option<SectorNo>, previous: Vec<SectorNo>, bits: Vec<u8>, scrubbed: bool) -> Self {
+        Self {
+            slot,
+            previous,
+            bits,
+            hollows: Vec::new(),
+            published: Vec::new(),
+            writers: 0,
+            stage: Stage::Reserved,
+            changed: false,
+            tainted: false,
+            pristine: true,
+            scrubbed,
+        }
+    }
+
+    /// What the block's bitmap should say in a dynamic image: what was not written reads as zeroes
+    /// from a block that is clean, so its sectors are present and later writes need no bitmap. Those
+    /// that somebody made zero are absent, so that they stay known as zeroes.
+    pub(super) fn dynamic_bitmap(&self, sectors: u32) -> Vec<u8> {
+        let mut bits = self.bits.clone();
+        if !self.tainted {
+            bitmap::set_range(&mut bits, 0, sectors);
+        }
+        bits.iter_mut().zip(&self.hollows).for_each(|(bits, hollows)| *bits &= !hollows);
+        bits
+    }
+
+    /// Whether all that landed is zero, and nothing else is on its way.
+    fn is_void(&self) -> bool {
+        let hollow = |(at, bits): (usize, &u8)| bits & !self.hollows.get(at).unwrap_or(&0) == 0;
+        self.writers == 0 && !self.tainted && self.bits.iter().enumerate().all(hollow)
+    }
+
     /// Sectors have landed as zeroes without bytes behind them, or as bytes.
     fn note_hollow(&mut self, first: u32, count: u32, hollow: bool) {
         if hollow {
@@ -121,7 +158,7 @@ impl VhdLeaf {
         let reserved = self.tail.reserve(&self.layer.geometry);
         let Err(Blocked::NoSpace(_)) = reserved else { return reserved };
         let publishes_release = |block: &BlockIndex| {
-            self.fresh.get(block).is_some_and(|fresh| fresh.previous.is_some())
+            self.fresh.get(block).is_some_and(|fresh| !fresh.previous.is_empty())
         };
         let pending = self.batch.as_ref().is_some_and(Batch::releases)
             || self.unpublished.iter().any(publishes_release);
@@ -136,24 +173,10 @@ impl VhdLeaf {
         // What a differencing image does not mark present is never read from it.
         let clean = self.tail.backing == Backing::File || self.layer.differencing;
         let bits = vec![0; self.layer.geometry.bitmap_bytes().get() as usize];
-        let previous = self.fresh.remove(&block).and_then(|old| old.previous);
+        let previous = self.fresh.remove(&block).map(|old| old.previous).unwrap_or_default();
         // A release that waited for its commit is overtaken: what landed in the new home decides.
         self.unpublished.remove(&block);
-        self.fresh.insert(
-            block,
-            Fresh {
-                slot: Some(slot),
-                previous,
-                bits,
-                hollows: Vec::new(),
-                writers: 0,
-                stage: Stage::Reserved,
-                changed: false,
-                tainted: false,
-                pristine: true,
-                scrubbed: clean,
-            },
-        );
+        self.fresh.insert(block, Fresh::new(Some(slot), previous, bits, clean));
         self.layer.table.overlay(block);
         Ok(())
     }
@@ -262,23 +285,62 @@ impl VhdLeaf {
         };
         self.dirty_bits.remove(&block);
         self.layer.bitmaps.remove(block);
-        self.fresh.insert(
-            block,
-            Fresh {
-                slot: None,
-                previous: Some(slot),
-                bits: Vec::new(),
-                hollows: Vec::new(),
-                writers: 0,
-                stage: Stage::Reserved,
-                changed: true,
-                tainted: false,
-                pristine: true,
-                scrubbed: true,
-            },
-        );
+        let mut fresh = Fresh::new(None, vec![slot], Vec::new(), true);
+        fresh.changed = true;
+        self.fresh.insert(block, fresh);
         self.unpublished.insert(block);
         self.layer.table.overlay(block);
+    }
+
+    /// A fresh block of a dynamic image holds nothing but zeroes: it needs no home any more.
+    fn drop_void(&mut self, block: BlockIndex) {
+        let may_release = self.may_release;
+        let Some(fresh) = self.fresh.get_mut(&block) else { return };
+        let named = fresh.stage != Stage::Reserved;
+        let Some(slot) = fresh.slot.filter(|_| fresh.is_void() && (may_release || !named)) else {
+            return;
+        };
+        let mut previous = std::mem::take(&mut fresh.previous);
+        if named {
+            // W3: the commit that runs, or one that failed, may have made its entry durable.
+            previous.push(slot);
+        } else {
+            self.tail.release([slot]);
+        }
+        *fresh = Fresh::new(None, previous, Vec::new(), true);
+        fresh.changed = !fresh.previous.is_empty();
+        if fresh.changed {
+            self.unpublished.insert(block);
+            return;
+        }
+        self.unpublished.remove(&block);
+        // A commit that clears its entry tells of it when it settles or fails.
+        if !self.batch.as_ref().is_some_and(|batch| batch.publishes(block)) {
+            self.fresh.remove(&block);
+            self.layer.table.set(block, BatEntry::Unallocated);
+            self.layer.table.uncover(block, false);
+        }
+    }
+
+    /// Bytes were made zero. A block that holds nothing else is given back.
+    fn landed_zeroes(&mut self, block: BlockIndex, extent: Extent) {
+        let geometry = &self.layer.geometry;
+        let on_disk = u64::from(geometry.sectors_on_disk(block)) * 512;
+        let whole = extent.len.get() >= on_disk;
+        let was_fresh = self.fresh.get_mut(&block).map(|fresh| {
+            // What a failed write left behind is gone as well.
+            fresh.tainted &= !whole || fresh.writers > 1;
+        });
+        self.landed_present(block, extent, true);
+        if self.layer.differencing {
+            return;
+        }
+        match was_fresh {
+            Some(()) => self.drop_void(block),
+            // A commit described it meanwhile.
+            None if whole && self.may_release => self.release(block),
+            None => {}
+        }
     }
 
     fn landed_present(&mut self, block: BlockIndex, extent: Extent, hollow: bool) {
@@ -350,6 +412,12 @@ impl Leaf for VhdLeaf {
             {
                 Ok(Hollow::Already(part.len))
             }
+            (_, BlockState::Overlaid)
+                if !self.layer.differencing
+                    && self.fresh.get(&block).is_some_and(|fresh| fresh.slot.is_none()) =>
+            {
+                Ok(Hollow::Already(part.len))
+            }
             _ => {
                 let mut home = self.place_fresh(block, part)?;
                 home.token.note = PlaceNote::Zeroes;
@@ -366,7 +434,7 @@ impl Leaf for VhdLeaf {
             PlaceNote::Nothing => {}
             PlaceNote::Release => self.release(block),
             PlaceNote::Present => self.landed_present(block, placed.extent, false),
-            PlaceNote::Zeroes => self.landed_present(block, placed.extent, true),
+            PlaceNote::Zeroes => self.landed_zeroes(block, placed.extent),
         }
     }
 

@@ -8,7 +8,7 @@ use vhd::bat::BatEntry;
 use vhd::{BlockIndex, FileOffset, SectorNo, bitmap};
 
 use super::file_at;
-use super::leaf::{Fresh, Stage, VhdLeaf};
+use super::leaf::{Stage, VhdLeaf};
 use super::table::Table;
 use crate::engine::layer::Wave;
 
@@ -30,6 +30,11 @@ impl Batch {
     /// Whether homes come free when the commit settles.
     pub(super) fn releases(&self) -> bool {
         !self.released.is_empty()
+    }
+
+    /// Whether the commit writes the entry of a block.
+    pub(super) fn publishes(&self, block: BlockIndex) -> bool {
+        self.published.binary_search(&block).is_ok()
     }
 
     /// Whether the commit writes the bitmap of a listed block.
@@ -70,11 +75,11 @@ impl VhdLeaf {
         let entry = match fresh.slot {
             None => BatEntry::Unallocated,
             Some(slot) => {
-                let bits = if differencing || fresh.tainted {
-                    fresh.bits.clone()
-                } else {
-                    full_bitmap(fresh, sectors)
+                let bits = match differencing {
+                    true => fresh.bits.clone(),
+                    false => fresh.dynamic_bitmap(sectors),
                 };
+                fresh.published.clone_from(&bits);
                 if fresh.stage == Stage::Exposed {
                     batch.bitmaps.push((block, slot.offset(), bits));
                 } else {
@@ -85,7 +90,7 @@ impl VhdLeaf {
                 BatEntry::At(slot)
             }
         };
-        batch.released.extend(fresh.previous.take().map(|slot| (block, slot)));
+        batch.released.extend(fresh.previous.drain(..).map(|slot| (block, slot)));
         self.layer.table.set(block, entry);
         batch.sectors.insert(Table::sector_of(block));
         batch.published.push(block);
@@ -134,7 +139,7 @@ impl VhdLeaf {
         for (block, ..) in &batch.bitmaps {
             // An exposed block was fresh: its bitmap came without a hold, and `settle_block`
             // has just taken one if it changed since the snapshot.
-            if batch.published.binary_search(block).is_ok() {
+            if batch.publishes(*block) {
                 continue;
             }
             self.layer.bitmaps.unhold(*block);
@@ -150,8 +155,9 @@ impl VhdLeaf {
     /// A published block is described by the disk now; what landed since stays dirty.
     fn settle_block(&mut self, block: BlockIndex) {
         let Some(fresh) = self.fresh.get(&block) else { return };
-        // It was released and found a new home meanwhile: that one is yet to be published.
-        if fresh.slot.is_some() && fresh.stage == Stage::Reserved {
+        // It found a new home meanwhile, or gave back the one that was published now: that is yet
+        // to be published.
+        if fresh.stage == Stage::Reserved && (fresh.slot.is_some() || fresh.changed) {
             return;
         }
         let Some(fresh) = self.fresh.remove(&block) else { return };
@@ -162,16 +168,19 @@ impl VhdLeaf {
             self.layer.table.uncover(block, false);
             return;
         };
-        if !differencing && !fresh.tainted {
-            self.layer.table.uncover(block, true);
-            return;
-        }
-        let full = !fresh.changed && bitmap::is_full(&fresh.bits, sectors);
+        let (bits, dirty) = if differencing {
+            (fresh.bits, fresh.changed)
+        } else {
+            let bits = fresh.dynamic_bitmap(sectors);
+            let dirty = bits != fresh.published;
+            (bits, dirty)
+        };
+        let full = !dirty && bitmap::is_full(&bits, sectors);
         self.layer.table.uncover(block, full);
         if !full {
-            let holds = fresh.writers + u32::from(fresh.changed);
-            self.layer.bitmaps.insert(block, slot.offset(), fresh.bits, holds);
-            if fresh.changed {
+            let holds = fresh.writers + u32::from(dirty);
+            self.layer.bitmaps.insert(block, slot.offset(), bits, holds);
+            if dirty {
                 self.dirty_bits.insert(block);
             }
         }
@@ -183,7 +192,7 @@ impl VhdLeaf {
         let Some(batch) = self.batch.take() else { return };
         for (block, slot) in batch.released {
             if let Some(fresh) = self.fresh.get_mut(&block) {
-                fresh.previous = Some(slot);
+                fresh.previous.push(slot);
             }
         }
         for block in batch.published {
@@ -209,14 +218,6 @@ impl VhdLeaf {
             }
         }
     }
-}
-
-/// The bitmap of a new block of a dynamic image: what was not written reads as zeroes from a block
-/// that is clean, so every sector inside the disk is present and later writes need no bitmap.
-fn full_bitmap(fresh: &Fresh, sectors: u32) -> Vec<u8> {
-    let mut bits = vec![0; fresh.bits.len()];
-    bitmap::set_range(&mut bits, 0, sectors);
-    bits
 }
 
 /// Runs of neighbouring sectors: first and count.

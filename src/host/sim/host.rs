@@ -3,7 +3,9 @@
 //! Execution and delivery of a completion are two steps, so a completion may be told late and in
 //! any order. Refuses to know requests, disks or formats: effects in, outcomes out.
 
-use crate::engine::effect::{Effect, EffectId, FileId, IoError, Outcome, Piece, Source, Target};
+use crate::engine::effect::{
+    Effect, EffectId, FileId, FileRun, IoError, Outcome, Piece, Source, Target,
+};
 use crate::engine::units::{ByteLen, FileOffset, RegionId, Span};
 
 use super::atom::{Atom, Deed, Stage};
@@ -25,6 +27,7 @@ struct Flight {
 enum Progress {
     Read { at: FileOffset, into: Target },
     Change { change: Change, durable: bool },
+    Extents { at: FileOffset, len: ByteLen, most: u32 },
     Sync,
     Done { outcome: Outcome, ops: Vec<OpId> },
     Empty,
@@ -53,6 +56,27 @@ pub struct SimHost {
     effects: u64,
     /// Operations of a change that was executed in parts, waiting for the rest.
     parts: Vec<(EffectId, OpId)>,
+}
+
+/// What [`Effect::Extents`] may say of a file that is held in memory: every sector of zeroes may be
+/// a hole. What lies behind the end counts as data.
+pub fn holes_in(file: &[u8], at: FileOffset, len: ByteLen, most: u32) -> Vec<FileRun> {
+    let (start, end) = (at.get() as usize, at.get().saturating_add(len.get()) as usize);
+    let mut runs: Vec<FileRun> = Vec::new();
+    let mut now = start;
+    while now < end {
+        let next = (now / 512 * 512 + 512).min(end);
+        let hole = file.get(now..next).is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+        let step = if now < file.len() { next - now } else { end - now };
+        now += step;
+        let full = runs.len() >= most.max(1) as usize;
+        match runs.last_mut() {
+            Some(last) if last.hole == hole => last.len += ByteLen::new(step as u64),
+            _ if full => break,
+            _ => runs.push(FileRun { len: ByteLen::new(step as u64), hole }),
+        }
+    }
+    runs
 }
 
 /// The only region of the arena.
@@ -138,6 +162,7 @@ impl SimHost {
             Effect::SetLength { len, .. } => {
                 Progress::Change { change: Change::Truncate(len), durable: false }
             }
+            Effect::Extents { at, len, most, .. } => Progress::Extents { at, len, most },
             Effect::Sync { .. } => Progress::Sync,
         };
         self.flights.push(Flight { id, file, started: self.clock, stage });
@@ -191,6 +216,12 @@ impl SimHost {
                 Progress::Done { outcome, ops: Vec::new() }
             }
             Progress::Change { change, durable } => self.change(id, file, change, durable),
+            Progress::Extents { at, len, most } => {
+                // Fewer than asked for, so that who asks has to ask again.
+                let most = most.min(1 + self.rng.below(3) as u32);
+                let runs = holes_in(self.files[file].live().bytes(), at, len, most);
+                Progress::Done { outcome: Outcome::Extents(runs), ops: Vec::new() }
+            }
             Progress::Sync => {
                 let outcome = match self.faults.strike(FaultTarget::Sync) {
                     None => {

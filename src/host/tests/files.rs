@@ -157,10 +157,10 @@ impl Model {
 fn live(host: Host, arena: Arena, way: Way, seed: u64) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
-    let (fd, mode) = open(&path, way);
-    println!("{way:?} {mode:?} seed {seed}");
+    let file = open(&path, way);
+    println!("{way:?} {:?} seed {seed}", file.mode);
     let mut host = host;
-    let file = host.add_file(fd, mode).unwrap();
+    let file = host.add_file(file).unwrap();
     let mut dice = Dice::new(seed);
     // A file that is not whole units long, so that its end is met in the middle of one.
     let bytes = dice.bytes(70_001 + 512 * (seed as usize % 5));
@@ -203,9 +203,9 @@ fn ragged_neighbours_in_one_unit_do_not_lose_each_other() {
         for way in WAYS {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("image");
-            let (fd, mode) = open(&path, way);
+            let file = open(&path, way);
             std::fs::write(&path, [0; 8192]).unwrap();
-            let file = host.add_file(fd, mode).unwrap();
+            let file = host.add_file(file).unwrap();
             for id in 0..64u32 {
                 let from = Source::Owned(vec![id as u8 + 1; 100]);
                 let at = FileOffset::new(u64::from(id) * 100);
@@ -232,9 +232,9 @@ fn a_read_over_the_end_of_the_file_fails_and_a_ragged_write_there_does_not_round
         for way in WAYS {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("image");
-            let (fd, mode) = open(&path, way);
+            let file = open(&path, way);
             std::fs::write(&path, [9; 1000]).unwrap();
-            let file = host.add_file(fd, mode).unwrap();
+            let file = host.add_file(file).unwrap();
             for (at, len) in [(0, 1001), (999, 2), (1000, 1), (0, 4096), (4096, 4096)] {
                 let (at, into) = (FileOffset::new(at), Target::Owned(vec![0; len]));
                 host.start(7, Effect::Read { id: EffectId(1), file, at, into });
@@ -264,8 +264,8 @@ fn a_large_read_lands_in_one_lease() {
             let path = folder.path().join("image");
             let bytes = Dice::new(5).bytes(5 << 20);
             std::fs::write(&path, &bytes).unwrap();
-            let (fd, mode) = open(&path, way);
-            let file = host.add_file(fd, mode).unwrap();
+            let file = open(&path, way);
+            let file = host.add_file(file).unwrap();
             let lease = arena.take(5 << 20).unwrap();
             for skip in [0u32, 1] {
                 let at = FileOffset::new(u64::from(skip));
@@ -299,8 +299,8 @@ fn a_file_is_given_a_length_and_its_new_bytes_are_zeroes() {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("image");
             std::fs::write(&path, [7; 1000]).unwrap();
-            let (fd, mode) = open(&path, way);
-            let file = host.add_file(fd, mode).unwrap();
+            let file = open(&path, way);
+            let file = host.add_file(file).unwrap();
             for len in [9728, 1500] {
                 let work = Work::SetLength { len: ByteLen::new(len) };
                 start(&mut host, 1, file, work);
@@ -326,8 +326,8 @@ fn cached_reads_started_together_share_an_enter() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
     std::fs::write(&path, vec![1; 1 << 20]).unwrap();
-    let (fd, mode) = open(&path, Way::Cached);
-    let file = host.add_file(fd, mode).unwrap();
+    let file = open(&path, Way::Cached);
+    let file = host.add_file(file).unwrap();
     let leases: Vec<_> = (0..32).map(|_| arena.take(4096).unwrap()).collect();
     let mut events = Vec::new();
     for round in 0..100u64 {

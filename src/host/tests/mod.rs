@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 
 use super::memory::{Arena, ArenaSize};
 use super::task::{TaskName, Work};
-use super::{Aio, Event, Host, OpenMode};
+use super::{Aio, Descriptors, Event, Host, OpenMode};
 use crate::engine::effect::{EffectId, FileId, Outcome};
 
 /// Numbers that look random and are the same for the same seed.
@@ -91,7 +91,7 @@ enum Way {
 
 const WAYS: [Way; 4] = [Way::Cached, Way::Direct, Way::Aligned(512), Way::Aligned(4096)];
 
-fn open(path: &Path, way: Way) -> (OwnedFd, OpenMode) {
+fn open(path: &Path, way: Way) -> Descriptors {
     let mut options = File::options();
     options.read(true).write(true).create(true);
     if !matches!(way, Way::Cached) {
@@ -110,5 +110,8 @@ fn open(path: &Path, way: Way) -> (OwnedFd, OpenMode) {
         mode.mem_align = mode.mem_align.max(align);
         mode.offset_align = mode.offset_align.max(align);
     }
-    (fd, mode)
+    let cached = mode
+        .direct
+        .then(|| OwnedFd::from(File::options().read(true).write(true).open(path).unwrap()));
+    Descriptors { main: fd, cached, mode }
 }

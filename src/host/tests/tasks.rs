@@ -9,9 +9,9 @@ use std::sync::Arc;
 use super::{Dice, arena};
 use crate::engine::effect::{EffectId, FileId, IoError, Outcome, Piece, Source, Target};
 use crate::engine::units::{ByteLen, FileOffset};
-use crate::host::OpenMode;
 use crate::host::files::FileTable;
 use crate::host::task::{Call, Erase, Task, TaskName, Via, Work};
+use crate::host::{Descriptors, OpenMode};
 
 struct Unkind {
     file: File,
@@ -67,7 +67,7 @@ impl Unkind {
                 Ok((at_now - at.get()) as usize)
             }
             Call::Erase { .. } => Err(IoError(95)),
-            Call::SetLength { .. } | Call::Sync => Ok(0),
+            Call::SetLength { .. } | Call::Extents { .. } | Call::Sync => Ok(0),
         }
     }
 
@@ -93,7 +93,13 @@ fn live(align: u32, seed: u64) {
     let mut files = FileTable::default();
     let direct = align > 1;
     let mode = OpenMode { direct, mem_align: align, offset_align: align, device: false };
-    let id = files.add(OwnedFd::from(file.try_clone().unwrap()), mode).unwrap();
+    let id = files
+        .add(Descriptors {
+            main: OwnedFd::from(file.try_clone().unwrap()),
+            cached: Some(OwnedFd::from(file.try_clone().unwrap())),
+            mode,
+        })
+        .unwrap();
     let name = TaskName { tag: 0, id: EffectId(0), file: id };
     let mut unkind = Unkind { file, align: u64::from(align), dice: Dice::new(seed + 100) };
     for step in 0..300 {
@@ -180,7 +186,7 @@ fn tasks_move_everything_through_unkind_calls() {
 fn positions_beyond_all_files_are_refused() {
     let mut files = FileTable::default();
     let fd = OwnedFd::from(tempfile::tempfile().unwrap());
-    let id: FileId = files.add(fd, OpenMode::BUFFERED).unwrap();
+    let id: FileId = files.add(Descriptors::new(fd, OpenMode::BUFFERED)).unwrap();
     let name = TaskName { tag: 0, id: EffectId(0), file: id };
     for at in [u64::MAX, i64::MAX as u64] {
         let work = Work::Erase { how: Erase::Zero, at: FileOffset::new(at), len: ByteLen::new(1) };

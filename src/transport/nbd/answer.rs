@@ -122,11 +122,13 @@ impl NbdClient {
 fn flags_of(name: &ContextName, kind: MapKind) -> u32 {
     let depth = match kind {
         MapKind::Hole => None,
-        MapKind::Data { depth } | MapKind::Zero { depth } => Some(depth),
+        MapKind::Data { depth } | MapKind::Sparse { depth } | MapKind::Zero { depth } => {
+            Some(depth)
+        }
     };
     match name {
         ContextName::Allocation => match kind {
-            MapKind::Hole => allocation::HOLE | allocation::ZERO,
+            MapKind::Hole | MapKind::Sparse { .. } => allocation::HOLE | allocation::ZERO,
             MapKind::Zero { .. } => allocation::ZERO,
             MapKind::Data { .. } => 0,
         },
@@ -152,22 +154,28 @@ fn errno_of(fault: &Fault) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::flags_of;
-    use crate::engine::request::MapKind::{self, Data, Hole, Zero};
+    use crate::engine::request::MapKind::{self, Data, Hole, Sparse, Zero};
     use ::nbd::ContextName::{self, Allocation, AllocationDepth, DirtyBitmap};
 
-    fn told(name: &ContextName) -> [u32; 5] {
-        let kinds: [MapKind; 5] =
-            [Hole, Data { depth: 0 }, Data { depth: 29 }, Zero { depth: 0 }, Zero { depth: 1 }];
+    fn told(name: &ContextName) -> [u32; 6] {
+        let kinds: [MapKind; 6] = [
+            Hole,
+            Data { depth: 0 },
+            Data { depth: 29 },
+            Zero { depth: 0 },
+            Zero { depth: 1 },
+            Sparse { depth: 0 },
+        ];
         kinds.map(|kind| flags_of(name, kind))
     }
 
     #[test]
     fn each_context_tells_its_own_side_of_the_same_map() {
         // HOLE is bit 0 and ZERO bit 1; a zero that a layer holds is allocated.
-        assert_eq!(told(&Allocation), [3, 0, 0, 2, 2]);
-        // Unallocated is 0 and the top layer 1.
-        assert_eq!(told(&AllocationDepth), [0, 1, 30, 1, 2]);
+        assert_eq!(told(&Allocation), [3, 0, 0, 2, 2, 3]);
+        // Unallocated is 0 and the top layer 1. A flat layer holds its holes as well.
+        assert_eq!(told(&AllocationDepth), [0, 1, 30, 1, 2, 1]);
         // Dirty is what the top layer holds, zeroes included: they hide what lies below.
-        assert_eq!(told(&DirtyBitmap("leaf".to_owned())), [0, 1, 0, 1, 0]);
+        assert_eq!(told(&DirtyBitmap("leaf".to_owned())), [0, 1, 0, 1, 0, 1]);
     }
 }

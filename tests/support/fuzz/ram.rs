@@ -54,6 +54,13 @@ impl Ram {
                 }
                 Fate::Fails(error, _) => Outcome::Failed(error),
             },
+            Effect::Extents { file, at, len, most, .. } => match fate {
+                Fate::Done => {
+                    let file = &self.files[usize::from(file.0)];
+                    Outcome::Extents(orlop::host::sim::host::holes_in(file, at, len, most))
+                }
+                Fate::Fails(error, _) => Outcome::Failed(error),
+            },
             Effect::Sync { .. } => match fate {
                 Fate::Done => Outcome::Done,
                 Fate::Fails(error, _) => Outcome::Failed(error),
