@@ -46,6 +46,8 @@ pub(super) struct Line {
     receive: Option<(ReceiveInto, usize)>,
     send: Option<(SendList, u64)>,
     closing: bool,
+    /// It was given to a shard.
+    pub(super) joined: bool,
 }
 
 impl Line {

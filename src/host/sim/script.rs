@@ -133,6 +133,11 @@ impl ScriptHost {
         self.sockets.contains(&Some(peer.0))
     }
 
+    /// Whether it ever was.
+    pub fn was_connected(&self, peer: PeerId) -> bool {
+        self.lines[peer.0].joined
+    }
+
     /// Moves one thing of the seed's choice. False when nothing can move.
     pub fn step(&mut self) -> bool {
         let mut moves = Vec::new();
@@ -215,6 +220,7 @@ impl ScriptHost {
         let at = free.unwrap_or(self.sockets.len());
         self.sockets.resize(self.sockets.len().max(at + 1), None);
         self.sockets[at] = Some(line);
+        self.lines[line].joined = true;
         Ok(SocketId(at as u32))
     }
 

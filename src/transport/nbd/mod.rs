@@ -95,6 +95,9 @@ pub struct NbdClient {
     /// When bytes last moved.
     active_at: Option<Instant>,
     ending: Ending,
+    /// The peer takes no replies any more. What it has asked is carried out all the same, up to
+    /// its goodbye: it may have said that and closed at once.
+    deaf: bool,
 }
 
 impl NbdClient {
@@ -125,6 +128,7 @@ impl NbdClient {
             farewell_since: None,
             active_at: None,
             ending: Ending::No,
+            deaf: false,
         }
     }
 
@@ -151,6 +155,12 @@ impl NbdClient {
 
     fn flush(&mut self, cx: &mut Context<'_>) {
         if self.ending == Ending::Dead {
+            return;
+        }
+        if self.deaf {
+            for lease in self.out.forget() {
+                self.give(cx, lease);
+            }
             return;
         }
         if let Some(list) = self.out.next() {
@@ -187,9 +197,8 @@ impl Client for NbdClient {
         for lease in self.out.sent(list) {
             self.give(cx, lease);
         }
-        if result.is_err() {
-            self.end(Ending::Dead);
-        }
+        // Whether it is gone as well is what receiving tells, once everything it sent is read.
+        self.deaf |= result.is_err();
         self.fate()
     }
 

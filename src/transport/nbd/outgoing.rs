@@ -116,6 +116,14 @@ impl Outgoing {
         std::mem::take(&mut self.sent_leases)
     }
 
+    /// Forgets what waits to be sent, and gives its memory back. Nothing may be under way.
+    pub(super) fn forget(&mut self) -> Vec<Lease> {
+        debug_assert!(!self.sending, "what is being sent comes back by itself");
+        self.filling.list.clear();
+        self.full_own_len = 0;
+        self.take_leases()
+    }
+
     /// All memory that is kept; nothing is sent any more.
     pub(super) fn take_leases(&mut self) -> Vec<Lease> {
         let mut leases = std::mem::take(&mut self.sent_leases);
