@@ -336,12 +336,15 @@ impl<'w> Life<'w> {
         self.look_after()?;
         let clean = !self.excused();
         if clean && !self.peers.is_empty() {
-            return Err(format!("the server does not let them go: {:?}", self.peers));
+            let shard = &self.rig.shard;
+            let state = (shard.clients(), shard.lent(), shard.in_flight());
+            return Err(format!("the server keeps {:?} (clients, leases, {state:?})", self.peers));
         }
         let issue = self.oracle.tick();
         self.slow = true;
         let result = self.rig.shut_down();
         self.look_after()?;
+        let clean = clean && self.rig.script().disk().struck() == 0;
         match result {
             Ok(()) => self.oracle.flushed(issue),
             Err(why) if clean => return Err(format!("the end failed: {why}")),

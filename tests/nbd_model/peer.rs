@@ -28,7 +28,6 @@ enum Kind {
 }
 
 /// A request that was not answered yet.
-#[derive(Debug)]
 struct Asked {
     header: Header,
     kind: Kind,
@@ -68,7 +67,6 @@ pub(crate) struct Plan {
 }
 
 /// A client.
-#[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) style: Style,
@@ -344,6 +342,28 @@ impl Peer {
         }
         self.unread.clear();
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer")
+            .field("id", &self.id)
+            .field("style", &self.style)
+            .field("gone", &self.gone)
+            .field("listens", &self.listens)
+            .field("draining", &self.draining)
+            .field("doomed", &self.doomed)
+            .field("fed", &(self.fed, self.queued))
+            .field("unread_len", &self.unread.len())
+            .field("asked", &self.asked.values())
+            .finish()
+    }
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:?} since {:?}", self.kind, self.header, self.issue)
     }
 }
 

@@ -95,9 +95,6 @@ pub struct NbdClient {
     /// When bytes last moved.
     active_at: Option<Instant>,
     ending: Ending,
-    /// The peer takes no replies any more. What it has asked is carried out all the same, up to
-    /// its goodbye: it may have said that and closed at once.
-    deaf: bool,
 }
 
 impl NbdClient {
@@ -128,7 +125,6 @@ impl NbdClient {
             farewell_since: None,
             active_at: None,
             ending: Ending::No,
-            deaf: false,
         }
     }
 
@@ -153,14 +149,20 @@ impl NbdClient {
         cx.give(lease);
     }
 
-    fn flush(&mut self, cx: &mut Context<'_>) {
-        if self.ending == Ending::Dead {
-            return;
-        }
-        if self.deaf {
-            for lease in self.out.forget() {
+    /// Goes on with everything that may.
+    fn go_on(&mut self, cx: &mut Context<'_>) {
+        if self.out.is_muted() {
+            // First, because what was refused for want of memory is tried again only now.
+            for lease in self.out.take_leases() {
                 self.give(cx, lease);
             }
+        }
+        self.advance(cx);
+        self.flush(cx);
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        if self.ending == Ending::Dead {
             return;
         }
         if let Some(list) = self.out.next() {
@@ -197,8 +199,11 @@ impl Client for NbdClient {
         for lease in self.out.sent(list) {
             self.give(cx, lease);
         }
-        // Whether it is gone as well is what receiving tells, once everything it sent is read.
-        self.deaf |= result.is_err();
+        if result.is_err() {
+            // It takes no replies any more, but it may have said goodbye and closed at once: what
+            // it asked before is carried out. Whether it is gone is what receiving tells.
+            self.out.mute();
+        }
         self.fate()
     }
 
@@ -208,14 +213,12 @@ impl Client for NbdClient {
     }
 
     fn settle(&mut self, cx: &mut Context<'_>) -> Fate {
-        self.advance(cx);
-        self.flush(cx);
+        self.go_on(cx);
         self.fate()
     }
 
     fn unstall(&mut self, cx: &mut Context<'_>) -> Fate {
-        self.advance(cx);
-        self.flush(cx);
+        self.go_on(cx);
         self.fate()
     }
 
@@ -225,8 +228,7 @@ impl Client for NbdClient {
 
     fn tick(&mut self, cx: &mut Context<'_>) -> Fate {
         self.check_clocks(cx);
-        self.advance(cx);
-        self.flush(cx);
+        self.go_on(cx);
         self.fate()
     }
 
