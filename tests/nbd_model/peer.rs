@@ -335,7 +335,9 @@ impl Peer {
             return Err("the server hung up on a peer that did nothing wrong".into());
         }
         for asked in std::mem::take(&mut self.asked).into_values() {
-            if let (Some(no), true) = (asked.write, sure && !excused) {
+            // A fast zero may have been refused.
+            let fast = asked.header.flags & flag::FAST_ZERO != 0;
+            if let (Some(no), true) = (asked.write, sure && !excused && !fast) {
                 // Nobody was told, but a goodbye waits for what came before it.
                 oracle.ack(no, true);
             }
@@ -440,7 +442,8 @@ impl Asked {
                 for (cell, tag) in cells.iter().zip(tags(cells.first, &self.data)) {
                     if !oracle.may_read(cell, self.issue.unwrap_or(0), tag) {
                         let story = oracle.story(cell);
-                        return Err(format!("a read found {tag} in cell {cell}\n{story}"));
+                        let what = format!("{:?} since {:?}", self.header, self.issue);
+                        return Err(format!("{what} found {tag} in cell {cell}\n{story}"));
                     }
                 }
             }
