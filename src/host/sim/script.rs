@@ -40,6 +40,7 @@ pub struct ScriptHost {
     /// Which line a socket is.
     sockets: Vec<Option<usize>>,
     ready: Vec<Event>,
+    longest_send: u64,
     counters: Counters,
 }
 
@@ -69,6 +70,7 @@ impl ScriptHost {
             lines: Vec::new(),
             sockets: Vec::new(),
             ready: Vec::new(),
+            longest_send: 0,
             counters: Counters::default(),
         })
     }
@@ -187,6 +189,11 @@ impl ScriptHost {
         }
     }
 
+    /// Bytes of the longest list that was to be sent.
+    pub const fn longest_send(&self) -> u64 {
+        self.longest_send
+    }
+
     /// Events that wait to be told.
     pub fn told(&self) -> usize {
         self.ready.len()
@@ -251,6 +258,7 @@ impl ScriptHost {
 
     pub(in crate::host) fn send(&mut self, socket: SocketId, list: SendList) {
         self.counters.transfers += 1;
+        self.longest_send = self.longest_send.max(list.total().get());
         self.line(socket).send(list);
     }
 
