@@ -167,7 +167,7 @@ impl Rig {
     }
 
     /// Ends the shard; everything must be given back.
-    fn end(mut self, excused: bool) {
+    fn end(mut self) {
         let mailbox = self.mailbox.clone();
         let mut asked: Pin<Box<dyn Future<Output = _>>> =
             Box::pin(async move { mailbox.shut_down().await });
@@ -182,6 +182,7 @@ impl Rig {
             self.turn();
         }
         let result = result.expect("the shard ends");
+        let excused = self.shard.script().disk().struck() > 0;
         assert!(result.is_ok() || excused, "{result:?}");
         assert_eq!((self.shard.clients(), self.shard.lent(), self.shard.in_flight()), (0, 0, 0));
         assert!(self.shard.script().longest_send() <= SEND_MAX, "a send without bounds");
@@ -380,7 +381,6 @@ pub fn nbd_session(bytes: &[u8]) {
     }
     rig.settle();
     talk.hear(&mut rig);
-    let excused = rig.shard.script().disk().struck() > 0;
     if let Some((peer, session)) = &talk.peer {
         // With a handshake in front, where the requests begin is the handshake's business.
         if *choices & choice::NO_HANDSHAKE != 0 {
@@ -391,5 +391,5 @@ pub fn nbd_session(bytes: &[u8]) {
         let stays = rig.shard.script().is_connected(*peer);
         assert!(leave == Leave::No || talk.waited || !stays, "the connection outlives its peer");
     }
-    rig.end(excused);
+    rig.end();
 }
