@@ -38,7 +38,19 @@ struct Client {
 }
 
 impl Client {
+    /// Connects; while the server has too many connections, again.
     fn new(socket: &Path, style: Style) -> Self {
+        let start = Instant::now();
+        loop {
+            if let Some(client) = Self::attempt(socket, style) {
+                return client;
+            }
+            assert!(start.elapsed() < PATIENCE, "the server lets nobody in");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn attempt(socket: &Path, style: Style) -> Option<Self> {
         let mut stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -58,13 +70,11 @@ impl Client {
         }
         stream.write_all(&said).unwrap();
         let mut client = Self { stream, style };
-        for option in options {
-            client.await_ack(*option);
-        }
-        client
+        options.iter().all(|option| client.await_ack(*option)).then_some(client)
     }
 
-    fn await_ack(&mut self, option: u32) {
+    /// Whether an option was granted; a full server refuses the last one by policy.
+    fn await_ack(&mut self, option: u32) -> bool {
         loop {
             let mut head = [0; 20];
             self.stream.read_exact(&mut head).unwrap();
@@ -72,7 +82,8 @@ impl Client {
             assert_eq!(word(8), option, "a reply to another option");
             self.stream.read_exact(&mut vec![0; word(16) as usize]).unwrap();
             match word(12) {
-                1 => return,
+                1 => return true,
+                0x8000_0002 if option == GO => return false,
                 kind => assert_eq!(kind >> 31, 0, "option {option} was refused: {kind:#x}"),
             }
         }

@@ -323,7 +323,13 @@ impl<'w> Life<'w> {
 
     /// Everybody says what is left to say, hears what is left to hear, and goes; then the shard.
     pub(crate) fn end(&mut self) -> Result<(), String> {
-        for at in 0..self.peers.len() {
+        // Or the disk is taken from under them.
+        let hasty = self.rng.chance(1, 3);
+        if hasty {
+            self.peers.iter_mut().for_each(|peer| peer.draining = true);
+        }
+        let staying = if hasty { 0 } else { self.peers.len() };
+        for at in 0..staying {
             let peer = &mut self.peers[at];
             if peer.speaks() {
                 peer.say_goodbye();
@@ -332,17 +338,19 @@ impl<'w> Life<'w> {
             self.rig.script().feed(id, &bytes);
             self.rig.script().set_room(id, u64::MAX);
         }
-        self.rig.settle();
+        if !hasty {
+            self.rig.settle();
+        }
         self.look_after()?;
         let clean = !self.excused();
-        if clean && !self.peers.is_empty() {
+        if clean && !hasty && !self.peers.is_empty() {
             let shard = &self.rig.shard;
             let state = (shard.clients(), shard.lent(), shard.in_flight());
             return Err(format!("the server keeps {:?} (clients, leases, {state:?})", self.peers));
         }
         let issue = self.oracle.tick();
         self.slow = true;
-        let result = self.rig.shut_down();
+        let result = if hasty { self.rig.detach() } else { self.rig.shut_down() };
         self.look_after()?;
         let clean = clean && self.rig.script().disk().struck() == 0;
         match result {

@@ -166,7 +166,18 @@ impl Rig {
     /// Ends the shard.
     pub(crate) fn shut_down(&mut self) -> Result<(), String> {
         let mailbox = self.mailbox.clone();
-        let mut asked: Asked<_> = Box::pin(async move { mailbox.shut_down().await });
+        self.outlast(Box::pin(async move { mailbox.shut_down().await }))
+    }
+
+    /// Takes the disk away, then ends the shard.
+    pub(crate) fn detach(&mut self) -> Result<(), String> {
+        let (mailbox, disk) = (self.mailbox.clone(), self.disk);
+        let gone = self.outlast(Box::pin(async move { mailbox.detach(disk).await }));
+        assert!(self.shut_down().is_ok(), "nothing is left that could fail");
+        gone
+    }
+
+    fn outlast(&mut self, mut asked: Asked<Result<(), String>>) -> Result<(), String> {
         for _ in 0..100 {
             if let Some(result) = answered(&mut asked) {
                 return result;
@@ -176,7 +187,7 @@ impl Rig {
             self.now += Duration::from_secs(1);
             self.turn();
         }
-        panic!("the shard does not end");
+        panic!("the end does not come");
     }
 
     /// Whatever was lent is back, and nothing is under way.

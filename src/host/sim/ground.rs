@@ -45,7 +45,9 @@ impl Ground {
     pub(super) fn put(&mut self, span: Span, found: &[u8]) {
         match self {
             Self::Own(_) => self.own_mut(span)[..found.len()].copy_from_slice(found),
-            Self::Lent(memory) => memory.lend(span).bytes_mut()[..found.len()].copy_from_slice(found),
+            Self::Lent(memory) => {
+                memory.lend(span).bytes_mut()[..found.len()].copy_from_slice(found)
+            }
         }
     }
 

@@ -106,8 +106,10 @@ impl Rig {
         let ticket = shard.script().lay(SimFile::new(Ground::File, &bytes)).expect("an eventfd");
         if choices & choice::FAULT != 0 {
             let after = u32::from(seed % 16);
-            let target = [Target::Write, Target::Sync, Target::Any, Target::Read][seed as usize % 4];
-            let fault = Fault { target, after, error: IoError::EIO, sticky: seed.is_multiple_of(3) };
+            let target =
+                [Target::Write, Target::Sync, Target::Any, Target::Read][seed as usize % 4];
+            let fault =
+                Fault { target, after, error: IoError::EIO, sticky: seed.is_multiple_of(3) };
             shard.script().disk().set_faults(FaultPlan::new(&[fault]));
         }
         let sender = mailbox.clone();
