@@ -41,6 +41,7 @@ pub use wake::Waker;
 
 use crate::engine::effect::{Effect, FileId};
 use memory::Arena;
+use sim::script::ScriptHost;
 use threads::Threads;
 use uring::Uring;
 
@@ -137,6 +138,8 @@ pub enum Host {
     Uring(Box<Uring>),
     /// Through a small pool of threads.
     Threads(Box<Threads>),
+    /// In memory, as a test's script says. Nothing outside tests makes one.
+    Script(Box<ScriptHost>),
 }
 
 macro_rules! forward {
@@ -144,6 +147,7 @@ macro_rules! forward {
         match $self {
             Self::Uring($host) => $call,
             Self::Threads($host) => $call,
+            Self::Script($host) => $call,
         }
     };
 }
@@ -175,7 +179,11 @@ impl Host {
     /// # Errors
     /// Too many files, an unsound mode, or a descriptor that is missing.
     pub fn add_file(&mut self, file: Descriptors) -> io::Result<FileId> {
-        forward!(self, host => host.add_file(file))
+        match self {
+            Self::Uring(host) => host.add_file(file),
+            Self::Threads(host) => host.add_file(file),
+            Self::Script(host) => host.add_file(&file.main),
+        }
     }
 
     /// Closes a file. No effect on it may be in flight.
@@ -186,8 +194,17 @@ impl Host {
     /// Starts an effect of the disk called `tag`; its event tells the tag. Submission may wait for
     /// [`Self::wait`]. An effect on a file that is not open fails with EBADF.
     pub fn start(&mut self, tag: u32, effect: Effect) {
-        let (name, work) = task::split(tag, effect);
-        forward!(self, host => host.start(name, work));
+        match self {
+            Self::Uring(host) => {
+                let (name, work) = task::split(tag, effect);
+                host.start(name, work);
+            }
+            Self::Threads(host) => {
+                let (name, work) = task::split(tag, effect);
+                host.start(name, work);
+            }
+            Self::Script(host) => host.start(tag, effect),
+        }
     }
 
     /// Takes a connected stream socket over.
@@ -195,8 +212,17 @@ impl Host {
     /// # Errors
     /// Too many sockets, or what the system says.
     pub fn add_socket(&mut self, fd: OwnedFd) -> io::Result<SocketId> {
-        prepare(&fd);
-        forward!(self, host => host.add_socket(fd))
+        match self {
+            Self::Uring(host) => {
+                prepare(&fd);
+                host.add_socket(fd)
+            }
+            Self::Threads(host) => {
+                prepare(&fd);
+                host.add_socket(fd)
+            }
+            Self::Script(host) => host.add_socket(&fd),
+        }
     }
 
     /// Closes a socket: cancels what is in flight, whose events do not come any more, and tells
@@ -231,12 +257,27 @@ impl Host {
     /// # Errors
     /// A host that cannot wait any more is broken; nothing is known about what is in flight.
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
-        forward!(self, host => host.wait(timeout, events))
+        match self {
+            Self::Uring(host) => host.wait(timeout, events),
+            Self::Threads(host) => host.wait(timeout, events),
+            Self::Script(host) => {
+                host.wait(events);
+                Ok(())
+            }
+        }
     }
 
     /// Effects, receives and sends whose events have not come.
     pub fn in_flight(&self) -> usize {
         forward!(self, host => host.in_flight())
+    }
+
+    /// The script, if this host follows one.
+    pub fn script(&mut self) -> Option<&mut ScriptHost> {
+        match self {
+            Self::Script(host) => Some(host),
+            Self::Uring(_) | Self::Threads(_) => None,
+        }
     }
 
     /// What was counted so far.

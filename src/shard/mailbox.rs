@@ -13,7 +13,7 @@ use super::run::Shard;
 use crate::engine::Disk;
 use crate::engine::effect::FileId;
 use crate::engine::units::Extent;
-use crate::host::memory::ArenaSize;
+use crate::host::memory::{Arena, ArenaSize};
 use crate::host::{Aio, Choice, Descriptors, Host, Waker};
 
 /// Messages that may wait in the mailbox.
@@ -199,7 +199,7 @@ pub fn spawn_within(
     let (sender, messages) = sync_channel(MAILBOX_DEPTH);
     let (ready, is_ready) = sync_channel::<io::Result<(Waker, Choice)>>(1);
     let thread = std::thread::Builder::new().name("orlop-shard".to_owned()).spawn(move || {
-        let made = crate::host::memory::Arena::new(size).and_then(|arena| {
+        let made = Arena::new(size).and_then(|arena| {
             let (host, choice) = Host::new(aio, &arena)?;
             Ok((arena, host, choice))
         });
@@ -215,6 +215,13 @@ pub fn spawn_within(
     })?;
     let (waker, choice) = is_ready.recv().map_err(io::Error::other)??;
     Ok((Mailbox { sender, waker }, choice, thread))
+}
+
+/// A shard over a host of the caller's, with the mailbox that leads to it.
+pub(super) fn unstarted(host: Host, arena: Arena, drain_limit: Duration) -> (Mailbox, Shard) {
+    let (sender, messages) = sync_channel(MAILBOX_DEPTH);
+    let waker = host.wake_handle();
+    (Mailbox { sender, waker }, Shard::new(host, arena, messages, drain_limit))
 }
 
 /// A shard that lost its way must not go on writing, and without it the process serves nobody:

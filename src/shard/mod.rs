@@ -9,6 +9,7 @@ mod mailbox;
 mod own;
 mod run;
 mod seats;
+mod stepped;
 
 pub use client::{Client, Context, Fate};
 
@@ -16,3 +17,4 @@ pub use mailbox::{
     Attachment, DiskTag, ExportKey, Mailbox, NewClient, Refused, spawn, spawn_within,
 };
 pub use own::READ_MAX;
+pub use stepped::Stepped;

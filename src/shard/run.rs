@@ -84,25 +84,35 @@ impl Shard {
             self.host
                 .wait(self.timeout(), &mut events)
                 .expect("a host that cannot wait any more has lost what is in flight");
-            self.now = Instant::now();
-            for event in events.drain(..) {
-                self.dispatch(event);
-            }
-            self.call_the_due();
-            self.pump();
-            self.age();
-            self.cut_off_hoarders();
-            if self.advance_ends() {
+            if self.turn(&mut events, Instant::now()) {
                 return;
             }
         }
     }
 
+    /// One turn of the loop: what happened, as seen `now`, and all that follows at once. True when
+    /// the shard is done.
+    pub(super) fn turn(&mut self, events: &mut Vec<Event>, now: Instant) -> bool {
+        self.now = now;
+        for event in events.drain(..) {
+            self.dispatch(event);
+        }
+        self.call_the_due();
+        self.pump();
+        self.age();
+        self.cut_off_hoarders();
+        self.advance_ends()
+    }
+
     fn timeout(&self) -> Option<Duration> {
+        Some(self.next_look()?.saturating_duration_since(Instant::now()))
+    }
+
+    /// When the next turn is due, if nothing happens before.
+    pub(super) fn next_look(&self) -> Option<Instant> {
         let dirty = self.disks.iter().any(|(_, seat)| seat.dirty_since.is_some());
         let look = (dirty || !self.stalled.is_empty()).then(|| self.now + LOOK_AGAIN);
-        let until = [look, self.dues.first(), self.next_deadline()].into_iter().flatten().min()?;
-        Some(until.saturating_duration_since(Instant::now()))
+        [look, self.dues.first(), self.next_deadline()].into_iter().flatten().min()
     }
 
     fn dispatch(&mut self, event: Event) {

@@ -11,6 +11,7 @@ use crate::engine::units::{ByteLen, FileOffset, RegionId, Span};
 use super::atom::{Atom, Deed, Stage};
 use super::fault::{FaultPlan, Target as FaultTarget};
 use super::fs::{Change, OpId, SimFile};
+use super::ground::Ground;
 use super::rng::Rng;
 
 /// One effect on its way.
@@ -21,6 +22,8 @@ struct Flight {
     /// Moment of the start, by the host's clock.
     started: u64,
     stage: Progress,
+    /// The memory its bytes came from, and their print: nobody may change them meanwhile (I6).
+    lent: Vec<(Span, u64)>,
 }
 
 #[derive(Debug)]
@@ -48,7 +51,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct SimHost {
     files: Vec<SimFile>,
-    arena: Vec<u8>,
+    ground: Ground,
     flights: Vec<Flight>,
     rng: Rng,
     clock: u64,
@@ -85,9 +88,14 @@ pub const ARENA: RegionId = RegionId(0);
 impl SimHost {
     /// A host with `arena` bytes of memory to lend.
     pub fn new(seed: u64, arena: ByteLen) -> Self {
+        Self::on(Ground::Own(vec![0; arena.get() as usize]), seed)
+    }
+
+    /// A host that works on this memory.
+    pub(super) fn on(ground: Ground, seed: u64) -> Self {
         Self {
             files: Vec::new(),
-            arena: vec![0; arena.get() as usize],
+            ground,
             flights: Vec::new(),
             rng: Rng::new(seed),
             clock: 0,
@@ -135,12 +143,15 @@ impl SimHost {
 
     /// The bytes of a span.
     pub fn bytes(&self, span: Span) -> &[u8] {
-        &self.arena[span.start as usize..][..span.len as usize]
+        self.ground.bytes(span)
     }
 
     /// The bytes of a span, for the client that owns it.
+    ///
+    /// # Panics
+    /// When the memory belongs to an arena: whoever has the lease asks that.
     pub fn bytes_mut(&mut self, span: Span) -> &mut [u8] {
-        &mut self.arena[span.start as usize..][..span.len as usize]
+        self.ground.own_mut(span)
     }
 
     /// Takes an effect. It is executed by some later step.
@@ -148,9 +159,16 @@ impl SimHost {
         self.clock += 1;
         self.effects += 1;
         let (id, file) = (effect.id(), effect.file());
+        let mut lent = Vec::new();
         let stage = match effect {
-            Effect::Read { at, into, .. } => Progress::Read { at, into },
+            Effect::Read { at, into, .. } => {
+                if let Target::Span(span) = into {
+                    self.ground.spoil(span);
+                }
+                Progress::Read { at, into }
+            }
             Effect::Write { at, from, durable, .. } => {
+                self.ground.watch(&from, &mut lent);
                 Progress::Change { change: Change::Write(at, self.gather(&from)), durable }
             }
             Effect::Zero { at, len, .. } => {
@@ -165,7 +183,7 @@ impl SimHost {
             Effect::Extents { at, len, most, .. } => Progress::Extents { at, len, most },
             Effect::Sync { .. } => Progress::Sync,
         };
-        self.flights.push(Flight { id, file, started: self.clock, stage });
+        self.flights.push(Flight { id, file, started: self.clock, stage, lent });
     }
 
     fn gather(&self, from: &Source) -> Vec<u8> {
@@ -195,6 +213,10 @@ impl SimHost {
         match std::mem::replace(&mut self.flights[pick].stage, Progress::Empty) {
             Progress::Done { outcome, ops } => {
                 let flight = self.flights.swap_remove(pick);
+                for (span, print) in &flight.lent {
+                    let now = self.ground.print(*span);
+                    assert_eq!(now, *print, "I6: {span:?} was changed while it was being written");
+                }
                 let file = &mut self.files[usize::from(flight.file.0)];
                 ops.iter().for_each(|op| file.delivered(*op, self.clock));
                 Step::Delivered(flight.id, outcome)
@@ -249,7 +271,7 @@ impl SimHost {
         };
         match into {
             Target::Span(span) => {
-                self.arena[span.start as usize..][..len].copy_from_slice(found);
+                self.ground.put(span, found);
                 Outcome::Done
             }
             Target::Owned(mut bytes) => {

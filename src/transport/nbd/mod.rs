@@ -149,6 +149,18 @@ impl NbdClient {
         cx.give(lease);
     }
 
+    /// Goes on with everything that may.
+    fn go_on(&mut self, cx: &mut Context<'_>) {
+        if self.out.is_muted() {
+            // First, because what was refused for want of memory is tried again only now.
+            for lease in self.out.take_leases() {
+                self.give(cx, lease);
+            }
+        }
+        self.advance(cx);
+        self.flush(cx);
+    }
+
     fn flush(&mut self, cx: &mut Context<'_>) {
         if self.ending == Ending::Dead {
             return;
@@ -188,7 +200,9 @@ impl Client for NbdClient {
             self.give(cx, lease);
         }
         if result.is_err() {
-            self.end(Ending::Dead);
+            // It takes no replies any more, but it may have said goodbye and closed at once: what
+            // it asked before is carried out. Whether it is gone is what receiving tells.
+            self.out.mute();
         }
         self.fate()
     }
@@ -199,14 +213,12 @@ impl Client for NbdClient {
     }
 
     fn settle(&mut self, cx: &mut Context<'_>) -> Fate {
-        self.advance(cx);
-        self.flush(cx);
+        self.go_on(cx);
         self.fate()
     }
 
     fn unstall(&mut self, cx: &mut Context<'_>) -> Fate {
-        self.advance(cx);
-        self.flush(cx);
+        self.go_on(cx);
         self.fate()
     }
 
@@ -216,8 +228,7 @@ impl Client for NbdClient {
 
     fn tick(&mut self, cx: &mut Context<'_>) -> Fate {
         self.check_clocks(cx);
-        self.advance(cx);
-        self.flush(cx);
+        self.go_on(cx);
         self.fate()
     }
 

@@ -28,6 +28,7 @@ pub(super) struct Outgoing {
     /// Bytes of the lists' own that wait in `full`.
     full_own_len: usize,
     sending: bool,
+    muted: bool,
     /// The memory of the batch being sent.
     sent_leases: Vec<Lease>,
     /// A list whose buffers wait to be used again.
@@ -51,11 +52,17 @@ impl Outgoing {
     }
 
     pub(super) fn push_bytes(&mut self, bytes: &[u8]) {
+        if self.muted {
+            return;
+        }
         self.make_room();
         self.filling.list.push_bytes(bytes);
     }
 
     pub(super) fn push_span(&mut self, span: Span) {
+        if self.muted {
+            return;
+        }
         let mut skip = ByteLen::ZERO;
         while skip < span.bytes() {
             self.make_room();
@@ -66,6 +73,9 @@ impl Outgoing {
     }
 
     pub(super) fn push_zeroes(&mut self, len: ByteLen) {
+        if self.muted {
+            return;
+        }
         let mut left = len;
         while !left.is_zero() {
             self.make_room();
@@ -114,6 +124,22 @@ impl Outgoing {
         self.spare = list;
         self.spare.clear();
         std::mem::take(&mut self.sent_leases)
+    }
+
+    /// Nobody takes replies any more: what waits is forgotten, and so is what comes. Nothing may
+    /// be under way. The memory that is kept is to be taken by [`Self::take_leases`].
+    pub(super) fn mute(&mut self) {
+        debug_assert!(!self.sending, "what is being sent comes back by itself");
+        self.muted = true;
+        self.filling.list.clear();
+        self.full_own_len = 0;
+        for mut batch in self.full.drain(..) {
+            self.filling.leases.append(&mut batch.leases);
+        }
+    }
+
+    pub(super) const fn is_muted(&self) -> bool {
+        self.muted
     }
 
     /// All memory that is kept; nothing is sent any more.

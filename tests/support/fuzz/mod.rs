@@ -3,11 +3,16 @@
 #![allow(dead_code, unreachable_pub)]
 
 mod engine_requests;
+mod nbd_session;
 mod ram;
 mod seeds;
+mod sessions;
 mod vhd_open;
+#[path = "../../nbd_model/wire.rs"]
+mod wire;
 
 pub use engine_requests::engine_requests;
+pub use nbd_session::nbd_session;
 pub use seeds::seeds;
 pub use vhd_open::vhd_open;
 
@@ -15,8 +20,12 @@ pub use vhd_open::vhd_open;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 3] =
-    [("vhd_open", vhd_open), ("nbd_receive", nbd_receive), ("engine_requests", engine_requests)];
+pub const TARGETS: [Target; 4] = [
+    ("vhd_open", vhd_open),
+    ("nbd_receive", nbd_receive),
+    ("engine_requests", engine_requests),
+    ("nbd_session", nbd_session),
+];
 
 /// Bytes from a peer: as a handshake, and as the stream behind one.
 pub fn nbd_receive(bytes: &[u8]) {

@@ -4,6 +4,7 @@
 use nbd::wire::{self, ExtendedRequestHeader, RequestHeader, option};
 use nbd::{Bytes, ContextId, Cookie, Offset};
 
+use super::sessions::sessions;
 use super::vhd_open;
 use builder::{Builder, Tail, with_batmap};
 
@@ -15,6 +16,7 @@ pub fn seeds(target: &str) -> Vec<(&'static str, Vec<u8>)> {
     match target {
         "vhd_open" => images(),
         "nbd_receive" => conversations(),
+        "nbd_session" => sessions(),
         _ => lives(),
     }
 }
