@@ -205,7 +205,6 @@ fn exports_come_and_go_while_others_are_used() {
     assert_eq!(names(&server.uri_of("")).len(), 1);
     // Its disk is closed and whole: others may have it.
     orlop(&["check", "--data", text(&b)]);
-    run("qemu-img", &["check", "-f", "vpc", text(&b)]);
     run("qemu-io", &["-f", "vpc", "-c", "read -P 5 0 1M", text(&b)]);
     let added = ask(&["add", &spec]);
     assert!(added.status.success(), "again: {added:?}\n{}", server.log());
