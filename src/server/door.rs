@@ -185,7 +185,8 @@ impl Door {
         all.spawn_on(handshake, crew)
     }
 
-    /// Ends the handshakes, and waits until every session under TLS has said its last word, or took too long.
+    /// Ends the handshakes, and waits until every session under TLS has said its last word, or
+    /// took too long.
     pub(super) async fn farewell(&self) {
         self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         let mut pumps = {
