@@ -56,6 +56,8 @@ pub(super) struct Door {
     slots: Arc<Semaphore>,
     /// Slots for peers that pass connections: they hold none of their own.
     passers: Arc<Semaphore>,
+    /// Handshakes. They outlive their listener, so that a peer hears that the server ends.
+    handshakes: Mutex<JoinSet<()>>,
     /// Sessions under TLS.
     pumps: Mutex<JoinSet<()>>,
 }
@@ -67,7 +69,8 @@ impl Door {
     pub(super) fn new(registry: Arc<Registry>, limits: Limits, tls: Option<Tls>) -> Self {
         let slots = Arc::new(Semaphore::new(limits.connections));
         let passers = Arc::new(Semaphore::new(PASSERS_MAX));
-        Self { registry, limits, tls, slots, passers, pumps: Mutex::default() }
+        let (handshakes, pumps) = (Mutex::default(), Mutex::default());
+        Self { registry, limits, tls, slots, passers, handshakes, pumps }
     }
 
     /// Waits for a slot: without one nothing is accepted, and the peer waits in the backlog.
@@ -171,8 +174,21 @@ impl Door {
         pumps.spawn(pump);
     }
 
-    /// Waits until every session under TLS has said its last word, or took too long.
+    /// Runs a handshake on the runtime `crew`.
+    fn begin(
+        &self,
+        handshake: impl Future<Output = ()> + Send + 'static,
+        crew: &tokio::runtime::Handle,
+    ) -> AbortHandle {
+        let mut all = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        while all.try_join_next().is_some() {}
+        all.spawn_on(handshake, crew)
+    }
+
+    /// Ends the handshakes, and waits until every session under TLS has said its last word, or
+    /// took too long.
     pub(super) async fn farewell(&self) {
+        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         let mut pumps = {
             let mut pumps = self.pumps.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *pumps)
@@ -316,7 +332,7 @@ async fn talk(
     }
 }
 
-/// Accepts for as long as it is polled. Handshakes run on the runtime `crew`, and end with this.
+/// Accepts for as long as it is polled. Handshakes run on the runtime `crew`, and may outlive this.
 pub(super) async fn accept_all(
     listener: Listener,
     door: Arc<Door>,
@@ -324,10 +340,8 @@ pub(super) async fn accept_all(
 ) -> io::Result<()> {
     let (purpose, most_half_open) = (listener.purpose, door.limits.half_open);
     let socket = watched(listener.socket.as_fd())?;
-    let mut handshakes = JoinSet::new();
     let mut half_open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        while handshakes.try_join_next().is_some() {}
         half_open.retain(|handshake| !handshake.is_finished());
         let mut ready = socket.readable().await?;
         // Only when somebody is there: a listener that holds a slot while nobody comes would keep
@@ -338,15 +352,15 @@ pub(super) async fn accept_all(
         });
         // Another process with the same listener may have been faster.
         let Ok(accepted) = accepted else { continue };
-        let door = Arc::clone(&door);
+        let theirs = Arc::clone(&door);
         match (accepted, purpose) {
             (Ok(socket), Purpose::Speak) => {
-                let task = async move { door.welcome(socket, slot, None).await };
-                half_open.push_back(handshakes.spawn_on(task, &crew));
+                let task = async move { theirs.welcome(socket, slot, None).await };
+                half_open.push_back(door.begin(task, &crew));
             }
             (Ok(socket), Purpose::Pass) => {
-                let task = async move { passed::receive_all(door, socket, slot).await };
-                handshakes.spawn_on(task, &crew);
+                let task = async move { passed::receive_all(theirs, socket, slot).await };
+                door.begin(task, &crew);
             }
             (Err(error), _) => {
                 tracing::warn!(%error, "accepting a connection failed");
