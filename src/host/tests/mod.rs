@@ -64,6 +64,7 @@ fn start(host: &mut Host, id: u32, file: FileId, work: Work) {
     match host {
         Host::Uring(host) => host.start(name, work),
         Host::Threads(host) => host.start(name, work),
+        Host::Script(_) => unreachable!("it is asked for nowhere here"),
     }
 }
 
