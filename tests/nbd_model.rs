@@ -4,6 +4,7 @@
 //!
 //! `ORLOP_MODEL_LIVES` and `ORLOP_MODEL_SEED` say how many lives and from which seed on;
 //! `ORLOP_MODEL_LIFE` lives one of them again.
+#![allow(clippy::panic, reason = "a test stops where something is wrong")]
 
 #[allow(dead_code)]
 #[path = "crash/bad_leaf.rs"]

@@ -79,8 +79,8 @@ impl Fresh {
     }
 
     /// What the block's bitmap should say in a dynamic image: what was not written reads as zeroes
-    /// from a block that is clean, so its sectors are present and later writes need no bitmap. Those
-    /// that somebody made zero are absent, so that they stay known as zeroes.
+    /// from a block that is clean, so its sectors are present and later writes need no bitmap.
+    /// Those that somebody made zero are absent, so that they stay known as zeroes.
     pub(super) fn dynamic_bitmap(&self, sectors: u32) -> Vec<u8> {
         let mut bits = self.bits.clone();
         if !self.tainted {
