@@ -64,11 +64,7 @@ fn start(host: &mut Host, id: u32, file: FileId, work: Work) {
     match host {
         Host::Uring(host) => host.start(name, work),
         Host::Threads(host) => host.start(name, work),
-<<<<<<< HEAD
         Host::Script(_) => panic!("its files are not real"),
-=======
-        Host::Script(_) => unreachable!("it is asked for nowhere here"),
->>>>>>> 102caab2cad0a61c62f80903d84fb737524c35a5
     }
 }
 
