@@ -90,7 +90,7 @@ pub enum MapKind {
         /// Steps below the top layer.
         depth: u16,
     },
-    /// Held by the layer, in a hole of its file: reads as zeroes and takes no space.
+    /// Held by the layer, in a hole of its file: reads as zeroes, and may take no space.
     Sparse {
         /// Steps below the top layer.
         depth: u16,

@@ -25,6 +25,7 @@ impl NbdClient {
             after(self.half_since(), limits.payload_stall),
             limits.idle.and_then(|limit| after(self.idle_since(), limit)),
             after(self.farewell_since, limits.payload_stall),
+            self.lingers_until,
         ]
         .into_iter()
         .flatten()
@@ -36,6 +37,9 @@ impl NbdClient {
         let over = |since: Option<Instant>, limit: Duration| {
             since.is_some_and(|since| cx.now().saturating_duration_since(since) >= limit)
         };
+        if self.lingers_until.is_some_and(|until| until <= cx.now()) {
+            self.lingers_until = None;
+        }
         if over(self.sending_since, self.limits.send_stall) {
             tracing::info!("a client does not take its replies, and is cut off");
             self.end(Ending::Dead);

@@ -12,7 +12,7 @@ mod settings;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
@@ -33,6 +33,9 @@ use outgoing::Outgoing;
 
 pub use settings::{ClientLimits, ClientSettings, ExportShape, export_of};
 
+/// How long a connection with nothing left to do stays when the server goes away: a request that
+/// was sent before its client could know deserves an answer, not a reset.
+const LINGER: Duration = Duration::from_millis(100);
 /// The most requests that one connection may be allowed to have in flight.
 const REQUESTS_MAX: usize = 1024;
 
@@ -92,6 +95,9 @@ pub struct NbdClient {
     payload_since: Option<Instant>,
     /// Since when a peer whose request waits for its turn has said nothing more to come.
     farewell_since: Option<Instant>,
+    /// While the server goes away: until when requests that are on their way are still refused in
+    /// words.
+    lingers_until: Option<Instant>,
     /// When bytes last moved.
     active_at: Option<Instant>,
     ending: Ending,
@@ -123,6 +129,7 @@ impl NbdClient {
             sending_since: None,
             payload_since: None,
             farewell_since: None,
+            lingers_until: None,
             active_at: None,
             ending: Ending::No,
         }
@@ -137,7 +144,7 @@ impl NbdClient {
         let quiet = self.requests.is_empty() && self.out.is_idle();
         let leave = match self.ending {
             Ending::No => false,
-            Ending::Draining => quiet && !self.input.is_payload(),
+            Ending::Draining => quiet && !self.input.is_payload() && self.lingers_until.is_none(),
             Ending::Disconnecting => quiet,
             Ending::Dead => self.requests.is_empty(),
         };
@@ -196,6 +203,9 @@ impl Client for NbdClient {
     fn sent(&mut self, cx: &mut Context<'_>, list: SendList, result: Result<(), IoError>) -> Fate {
         self.sending_since = None;
         self.active_at = Some(cx.now());
+        if self.lingers_until.is_some() {
+            self.lingers_until = cx.now().checked_add(LINGER);
+        }
         for lease in self.out.sent(list) {
             self.give(cx, lease);
         }
@@ -235,6 +245,7 @@ impl Client for NbdClient {
     fn drain(&mut self, cx: &mut Context<'_>) -> Fate {
         self.gauge.connect();
         self.end(Ending::Draining);
+        self.lingers_until = cx.now().checked_add(LINGER);
         self.refuse_waiting();
         self.flush(cx);
         self.fate()
