@@ -205,6 +205,12 @@ pub trait Exports {
     /// The export a client means by `name`; the empty name asks for the default one.
     fn find(&self, name: &str) -> Lookup;
 
+    /// The same, for a client that is about to use it (GO, EXPORT_NAME): what there is a limited
+    /// number of may be taken now.
+    fn enter(&self, name: &str) -> Lookup {
+        self.find(name)
+    }
+
     /// Whether LIST is answered at all; if not, it is refused as a matter of policy.
     fn listable(&self) -> bool {
         true

@@ -79,12 +79,19 @@ impl Door {
     }
 
     /// Who passes connections must not take the slots they are to have.
-    async fn slot_for(&self, purpose: Purpose) -> Slot {
-        let slots = match purpose {
+    const fn slots_for(&self, purpose: Purpose) -> &Arc<Semaphore> {
+        match purpose {
             Purpose::Speak => &self.slots,
             Purpose::Pass => &self.passers,
-        };
-        let slot = Arc::clone(slots).acquire_owned().await;
+        }
+    }
+
+    fn free_slot(&self, purpose: Purpose) -> Option<Slot> {
+        Arc::clone(self.slots_for(purpose)).try_acquire_owned().ok().map(Arc::new)
+    }
+
+    async fn slot_for(&self, purpose: Purpose) -> Slot {
+        let slot = Arc::clone(self.slots_for(purpose)).acquire_owned().await;
         Arc::new(slot.expect("nobody closes the semaphore"))
     }
 
@@ -116,7 +123,7 @@ impl Door {
                 tracing::debug!(peer, %error, "a connection ended before its first request");
             } else {
                 // Whoever runs the server must see why somebody is not let in.
-                tracing::info!(peer, %error, "a client did not get in");
+                self.registry.words.say(|| tracing::info!(peer, %error, "a client did not get in"));
             }
         }
     }
@@ -319,13 +326,16 @@ async fn talk(
         let progress = handshake.receive(&buffer[..count], &*sight);
         stream.write_all(&handshake.take_output()).await?;
         stream.flush().await?;
+        // Others come in between, however fast this one asks.
+        tokio::task::yield_now().await;
         match progress {
             Ok(Progress::More) => {}
             Ok(Progress::Ready(session)) => return Ok(Turn::Over(Some(session))),
             Ok(Progress::StartTls) => return Ok(Turn::Tls),
             Ok(Progress::Closed) => return Ok(Turn::Over(None)),
             Err(violation) => {
-                tracing::info!(%violation, "dropping a client in its handshake");
+                let words = &sight.registry().words;
+                words.say(|| tracing::info!(%violation, "dropping a client in its handshake"));
                 return Ok(Turn::Over(None));
             }
         }
@@ -342,11 +352,20 @@ pub(super) async fn accept_all(
     let socket = watched(listener.socket.as_fd())?;
     let mut half_open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        half_open.retain(|handshake| !handshake.is_finished());
         let mut ready = socket.readable().await?;
         // Only when somebody is there: a listener that holds a slot while nobody comes would keep
         // it from the others.
-        let slot = door.slot_for(purpose).await;
+        half_open.retain(|handshake| !handshake.is_finished());
+        let slot = match door.free_slot(purpose) {
+            Some(slot) => slot,
+            None => {
+                // Who has not even negotiated gives way first.
+                if let Some(oldest) = half_open.pop_front() {
+                    oldest.abort();
+                }
+                door.slot_for(purpose).await
+            }
+        };
         let accepted = ready.try_io(|inner| {
             accept_with(inner.get_ref().as_fd(), SocketFlags::CLOEXEC).map_err(io::Error::from)
         });
@@ -369,6 +388,7 @@ pub(super) async fn accept_all(
         }
         // Peers that say nothing must not keep out those who do: the one that has had the most
         // time makes room.
+        half_open.retain(|handshake| !handshake.is_finished());
         if half_open.len() > most_half_open
             && let Some(oldest) = half_open.pop_front()
         {

@@ -7,11 +7,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
+use rustix::fs::Mode;
 use rustix::net::sockopt;
+use rustix::process::umask;
 
 /// Connections the system keeps waiting for `accept`.
 const BACKLOG: i32 = 128;
@@ -180,9 +181,13 @@ pub fn bind_unix(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     }
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    socket::bind(socket.as_raw_fd(), &socket::UnixAddr::new(path)?)?;
-    // Nobody can connect before it listens, so nobody gets in under a wider mode.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    // It has its mode from the start: a mode that is set afterwards, by path, could be set on what
+    // somebody put there meanwhile. Only threads that make files just now would notice.
+    let usual = umask(Mode::from_raw_mode(0o777 & !mode));
+    let address = socket::UnixAddr::new(path);
+    let bound = address.and_then(|address| socket::bind(socket.as_raw_fd(), &address));
+    umask(usual);
+    bound?;
     socket::listen(&socket, Backlog::new(BACKLOG)?)?;
     Ok(socket)
 }

@@ -12,6 +12,7 @@ mod passed;
 mod registry;
 mod spec;
 mod stream;
+mod words;
 
 use std::io;
 use std::sync::Arc;

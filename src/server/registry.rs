@@ -13,6 +13,7 @@ use nbd::{Export, ExportEntry, Exports, Lookup};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::estate::OwnedDisk;
+use super::words::Words;
 use crate::engine::units::Extent;
 use crate::meter::{Meter, Throttle};
 use crate::shard::ExportKey;
@@ -142,6 +143,8 @@ pub struct Registry {
     default: RwLock<Option<String>>,
     draining: AtomicBool,
     next: AtomicU64,
+    /// What clients make the log say.
+    pub(super) words: Words,
 }
 
 impl Registry {
@@ -235,7 +238,10 @@ impl Registry {
         if found.is_some() || !name.is_empty() {
             return found;
         }
-        self.read().get(&self.default_name()?).cloned()
+        // In two steps: a lock that is held while it is asked for again waits for ever once somebody
+        // wants to write in between.
+        let default = self.default_name()?;
+        self.read().get(&default).cloned()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Seat>>> {
@@ -269,6 +275,11 @@ impl<'a> Sight<'a> {
     pub(super) fn secured(&mut self, peer: Peer) {
         self.peer = Some(peer);
         self.found.take();
+    }
+
+    /// The exports it is about.
+    pub(super) const fn registry(&self) -> &Registry {
+        self.registry
     }
 
     /// Who it is, if TLS told.
@@ -308,13 +319,16 @@ impl Exports for Sight<'_> {
     }
 
     fn find(&self, name: &str) -> Lookup {
+        self.find_seat(name)
+            .map_or_else(|refusal| refusal, |seat| Lookup::Found(seat.export().into()))
+    }
+
+    fn enter(&self, name: &str) -> Lookup {
         self.found.take();
-        let name = if name.is_empty() { self.preset.unwrap_or(name) } else { name };
-        let Some(seat) = self.registry.find(name) else { return Lookup::Unknown };
-        if let Err(refusal) = self.may_use(&seat) {
-            tracing::warn!(export = seat.name, ?refusal, "a client may not use an export");
-            return refusal;
-        }
+        let seat = match self.find_seat(name) {
+            Ok(seat) => seat,
+            Err(refusal) => return refusal,
+        };
         let Ok(slot) = Arc::clone(&seat.slots).try_acquire_owned() else {
             let most = seat.max_connections;
             return Lookup::Forbidden(format!("all {most} connections of this export are taken"));
@@ -326,5 +340,20 @@ impl Exports for Sight<'_> {
 
     fn draining(&self) -> bool {
         self.registry.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Sight<'_> {
+    /// The export a peer means, if it may use it.
+    fn find_seat(&self, name: &str) -> Result<Arc<Seat>, Lookup> {
+        let name = if name.is_empty() { self.preset.unwrap_or(name) } else { name };
+        let seat = self.registry.find(name).ok_or(Lookup::Unknown)?;
+        if let Err(refusal) = self.may_use(&seat) {
+            let export = &seat.name;
+            let words = &self.registry.words;
+            words.say(|| tracing::warn!(export, ?refusal, "a client may not use an export"));
+            return Err(refusal);
+        }
+        Ok(seat)
     }
 }

@@ -13,6 +13,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection, registered with the runtime it was made in.
+///
+/// Each call says that it must not wait: whoever passed the socket shares its flags, and could let
+/// our thread wait by clearing one.
 #[derive(Debug)]
 pub(super) struct Stream(AsyncFd<OwnedFd>);
 
@@ -52,7 +55,7 @@ impl AsyncRead for Stream {
             let mut ready = ready!(self.0.poll_read_ready(cx))?;
             let room = into.initialize_unfilled();
             let tried = ready.try_io(|fd| {
-                let received = rustix::net::recv(fd.as_fd(), &mut *room, RecvFlags::empty());
+                let received = rustix::net::recv(fd.as_fd(), &mut *room, RecvFlags::DONTWAIT);
                 received.map(|(_, count)| count).map_err(io::Error::from)
             });
             match tried {
@@ -73,7 +76,8 @@ impl AsyncWrite for Stream {
         loop {
             let mut ready = ready!(self.0.poll_write_ready(cx))?;
             let tried = ready.try_io(|fd| {
-                rustix::net::send(fd.as_fd(), bytes, SendFlags::NOSIGNAL).map_err(io::Error::from)
+                rustix::net::send(fd.as_fd(), bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+                    .map_err(io::Error::from)
             });
             match tried {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}

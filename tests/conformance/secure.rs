@@ -160,7 +160,8 @@ pub(crate) const CASES: &[Case] = &[
             for flags in [0, hello::NO_ZEROES] {
                 let connector = world.disk.connector.in_the_clear();
                 let mut peer = Peer::with_flags(&connector, flags)?;
-                peer.send(&option(opt::EXPORT_NAME, world.disk.name()))?;
+                // It may be gone already.
+                let _ = peer.send(&option(opt::EXPORT_NAME, world.disk.name()));
                 peer.dropped()?;
             }
             Ok(())

@@ -247,6 +247,15 @@ impl Peer {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
+    /// Reads simple replies without payload until the server hangs up: how many were no errors.
+    pub(crate) fn await_good(&mut self) -> usize {
+        let mut all = Vec::new();
+        let ended = self.stream.read_to_end(&mut all);
+        let reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        assert!(ended.as_ref().is_ok() || ended.is_err_and(|error| reset(&error)), "no end");
+        all.chunks_exact(16).filter(|reply| reply[4..8] == [0; 4]).count()
+    }
+
     /// Reads until the server hangs up: how many bytes came.
     pub(crate) fn await_end(&mut self) -> usize {
         let (mut sink, mut seen) = (vec![0; 1 << 16], 0);

@@ -22,7 +22,11 @@ impl Handshake {
             return self.refuse(option, option_reply::ERR_SHUTDOWN, DRAINING).map(|()| None);
         }
         let quoted = || options::quoted(name.as_bytes());
-        let (kind, text) = match exports.find(name) {
+        let found = match option {
+            crate::wire::option::GO => exports.enter(name),
+            _ => exports.find(name),
+        };
+        let (kind, text) = match found {
             Lookup::Found(export) => return Ok(Some(*export)),
             Lookup::Unknown => {
                 (option_reply::ERR_UNKNOWN, format!("there is no export {}", quoted()))
@@ -60,7 +64,7 @@ impl Handshake {
             return Err(Violation::Draining);
         }
         let quoted = options::quoted(data);
-        match exports.find(name) {
+        match exports.enter(name) {
             Lookup::Found(export) => Ok(*export),
             Lookup::Unknown => Err(Violation::UnknownExport { quoted }),
             Lookup::TlsRequired => Err(Violation::TlsRequiredExport { quoted }),

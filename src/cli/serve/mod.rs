@@ -157,9 +157,7 @@ fn failure(error: anyhow::Error) -> Failure {
 /// Opens what is to be exported, and serves it until a signal, the end of the command given with
 /// `--run`, or the end of the last connection there can be.
 fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
-    // Before anything is confined: the command is not.
-    let captive = options.process.run.as_deref().map(Captive::spawn);
-    let captive = captive.transpose().context("--run")?;
+    raise_open_files();
     let tls = options.tls.load()?;
     let (specs, usual) = (options.exports.specs()?, options.exports.usual()?);
     if options.tls.knows_nobody() && specs.iter().chain([&usual]).any(|s| !s.allow.is_empty()) {
@@ -170,6 +168,10 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     let mut bound = options.listen.bind(tls.is_some() && !open_to_all)?;
     let admin = options.process.admin.as_deref().map(Admin::bind);
     let admin = admin.transpose().context("--admin")?;
+    // Before anything is confined: the command is not. After inherited sockets were taken over, so
+    // that it does not inherit them as well.
+    let captive = options.process.run.as_deref().map(Captive::spawn);
+    let captive = captive.transpose().context("--run")?;
     if let Some(user) = &options.process.user {
         give_sockets(&bound, admin.as_ref(), user)?;
         sandbox::assume(user)?;
@@ -210,10 +212,20 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     outcome
 }
 
+/// Takes as many descriptors as the system gives: a session under TLS needs three.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}
+
 /// Makes the user the server becomes the owner of its sockets.
 fn give_sockets(bound: &Bound, admin: Option<&Admin>, user: &User) -> Result<()> {
     for path in bound.socket_paths().chain(admin.map(Admin::path)) {
-        std::os::unix::fs::chown(path, Some(user.uid()), Some(user.gid()))
+        std::os::unix::fs::lchown(path, Some(user.uid()), Some(user.gid()))
             .with_context(|| format!("{}: cannot give it to the user", path.display()))?;
     }
     Ok(())

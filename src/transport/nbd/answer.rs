@@ -12,6 +12,9 @@ use crate::engine::units::ByteLen;
 use crate::host::memory::Lease;
 use crate::shard::Context;
 
+/// Failed requests of one connection that the log hears of.
+const FAULTS_TOLD_MAX: u32 = 20;
+
 impl NbdClient {
     /// Takes the disk's answer to the request in `slot`.
     pub(super) fn answer(
@@ -29,7 +32,7 @@ impl NbdClient {
         self.gauge.answered(&request, latency, result.is_ok());
         match (result, &request.command, lease) {
             (Err(fault), _, lease) => {
-                tracing::warn!(%fault, command = ?request.command, "a request failed");
+                self.tell(&fault, &request);
                 // The peer counts from the start of its export.
                 let at = Offset(fault.at.get().saturating_sub(self.window.at.get()));
                 self.push_error(echo, errno_of(&fault), Some(at), &fault.to_string());
@@ -50,6 +53,16 @@ impl NbdClient {
                 self.out.push_bytes(&self.style.done(echo));
                 self.give_back(cx, lease);
             }
+        }
+    }
+
+    /// Tells the log of the first failures of a connection: more would be the client's to multiply.
+    fn tell(&mut self, fault: &Fault, request: &NbdRequest) {
+        self.faults_told = self.faults_told.saturating_add(1);
+        if self.faults_told <= FAULTS_TOLD_MAX {
+            tracing::warn!(%fault, command = ?request.command, "a request failed");
+        } else if self.faults_told == FAULTS_TOLD_MAX + 1 {
+            tracing::warn!("further failures of this connection are told to its client only");
         }
     }
 

@@ -98,6 +98,8 @@ pub struct NbdClient {
     /// While the server goes away: until when requests that are on their way are still refused in
     /// words.
     lingers_until: Option<Instant>,
+    /// Failed requests so far, of those the log was to hear of.
+    faults_told: u32,
     /// When bytes last moved.
     active_at: Option<Instant>,
     ending: Ending,
@@ -130,6 +132,7 @@ impl NbdClient {
             payload_since: None,
             farewell_since: None,
             lingers_until: None,
+            faults_told: 0,
             active_at: None,
             ending: Ending::No,
         }
