@@ -6,7 +6,7 @@ use slab::Slab;
 
 use super::chain::{Found, FrozenLayer, LeafSeat, Stack};
 use super::commit::Commit;
-use super::effect::{Effect, EffectId, FileId, IoError, LeafFile, Outcome, Target};
+use super::effect::{Effect, EffectId, FileId, IoError, LeafFile, Outcome, Source, Target};
 use super::layer::{Blocked, Leaf, MetaPage};
 use super::request::{Answer, Fault, FaultKind, Reply, Request, RequestId};
 use super::resize::Resize;
@@ -423,6 +423,20 @@ impl Disk {
                         file,
                         at,
                         len,
+                    });
+                }
+            }
+            Blocked::Cap { block, at, bytes } => {
+                self.tasks[key].parked = true;
+                let file = self.leaf_file();
+                if self.parking.park(WaitFor::Scrub { block }, key) {
+                    let from = Source::Owned(bytes);
+                    self.outbox.emit(Purpose::Scrub { block }, |id| Effect::Write {
+                        id,
+                        file,
+                        at,
+                        from,
+                        durable: false,
                     });
                 }
             }

@@ -105,6 +105,16 @@ pub enum Blocked {
         /// Length of the range in bytes.
         len: ByteLen,
     },
+    /// These bytes must be in the leaf's file first; afterwards the engine calls `scrubbed(block)`,
+    /// or `scrub_failed(block)`. They need not be durable.
+    Cap {
+        /// The format's index of the unit of allocation.
+        block: u32,
+        /// Where they go.
+        at: FileOffset,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
     /// Too much metadata is dirty: a commit must settle first (back-pressure).
     Commit,
     /// The image cannot grow; the reason.

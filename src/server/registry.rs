@@ -238,8 +238,8 @@ impl Registry {
         if found.is_some() || !name.is_empty() {
             return found;
         }
-        // In two steps: a lock that is held while it is asked for again waits for ever once somebody
-        // wants to write in between.
+        // In two steps: a lock that is held while it is asked for again waits for ever once
+        // somebody wants to write in between.
         let default = self.default_name()?;
         self.read().get(&default).cloned()
     }

@@ -56,7 +56,7 @@ pub(super) struct Fresh {
     pub(super) tainted: bool,
     /// No byte was written into it yet.
     pristine: bool,
-    /// Stale bytes beneath were made zero, or cannot matter.
+    /// Stale bytes beneath were made zero, or cannot matter; and the file does not end with it.
     scrubbed: bool,
 }
 
@@ -168,10 +168,16 @@ impl VhdLeaf {
     /// Reserves a home for a block that has none. Nothing visible changes.
     fn allocate(&mut self, block: BlockIndex) -> Result<(), Blocked> {
         self.check_room()?;
+        let before = self.tail.end();
         let slot = self.reserve()?;
+        let grows = self.tail.end() != before;
         self.layer.end = self.layer.end.max(self.tail.end());
         // What a differencing image does not mark present is never read from it.
-        let clean = self.tail.backing == Backing::File || self.layer.differencing;
+        let clean = match self.tail.backing {
+            // A file that ends with a guest's bytes may end with what looks like a footer.
+            Backing::File => !grows,
+            Backing::Device => self.layer.differencing,
+        };
         let bits = vec![0; self.layer.geometry.bitmap_bytes().get() as usize];
         let previous = self.fresh.remove(&block).map(|old| old.previous).unwrap_or_default();
         // A release that waited for its commit is overtaken: what landed in the new home decides.
@@ -192,6 +198,13 @@ impl VhdLeaf {
         else {
             return Err(Blocked::NoSpace("no home was reserved"));
         };
+        if !fresh.scrubbed && self.tail.backing == Backing::File {
+            return Err(Blocked::Cap {
+                block: block.get(),
+                at: file_at(geometry.slot_end(slot)),
+                bytes: self.tail.footer().to_vec(),
+            });
+        }
         if !fresh.scrubbed {
             return Err(Blocked::Scrub {
                 block: block.get(),
@@ -306,6 +319,8 @@ impl VhdLeaf {
             previous.push(slot);
         } else {
             self.tail.release([slot]);
+            // A commit that failed may have left it there: two blocks must never name one slot.
+            self.layer.table.set(block, BatEntry::Unallocated);
         }
         *fresh = Fresh::new(None, previous, Vec::new(), true);
         fresh.changed = !fresh.previous.is_empty();

@@ -75,6 +75,11 @@ impl Tail {
         self.free.extend(slots);
     }
 
+    /// The footer, as it would be written now.
+    pub(super) fn footer(&self) -> &[u8] {
+        &self.footer
+    }
+
     /// The footer's write, if the footer on disk is not where it belongs.
     pub(super) fn footer_write(&self) -> Option<(FileOffset, Vec<u8>)> {
         self.footer_moved().then(|| (self.end, self.footer.clone()))

@@ -173,6 +173,7 @@ impl NbdClient {
         }
         if self.whole.is_some() {
             // Another connection may have changed it.
+            self.window.len = cx.disk_size();
             self.gate.set_size(Bytes(cx.disk_size().get()));
         }
         match self.gate.parse(self.inbox.unread()) {
