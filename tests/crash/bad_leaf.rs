@@ -104,6 +104,11 @@ impl Places {
 }
 
 impl BadLeaf {
+    /// Whether no footer is to be written but by the wave that this bug spoils.
+    fn omits_footers(&self) -> bool {
+        matches!(self.bug, Bug::FooterForgotten | Bug::FooterLate)
+    }
+
     /// Learns from a placement where its block lies.
     fn note(&mut self, placed: &mut Placed) {
         let Some(places) = &self.places else { return };
@@ -324,6 +329,10 @@ impl Leaf for BadLeaf {
                 self.inner.scrubbed(block);
                 self.inner.place(wanted)?
             }
+            Err(Blocked::Cap { block, .. }) if self.omits_footers() => {
+                self.inner.scrubbed(block);
+                self.inner.place(wanted)?
+            }
             other => other?,
         };
         let truth = placed;
@@ -348,6 +357,10 @@ impl Leaf for BadLeaf {
         let hollow = self.inner.hollow(wanted);
         let hollow = match hollow {
             Err(Blocked::Scrub { block, .. }) if self.bug == Bug::ScrubSkipped => {
+                self.inner.scrubbed(block);
+                self.inner.hollow(wanted)?
+            }
+            Err(Blocked::Cap { block, .. }) if self.omits_footers() => {
                 self.inner.scrubbed(block);
                 self.inner.hollow(wanted)?
             }
