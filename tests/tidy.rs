@@ -167,7 +167,7 @@ const ROOMS: [Room; 16] = [
 
 /// The leaf crates: their own language and nothing else.
 const LEAVES: [(&str, &[&str]); 3] =
-    [("vhd", &["zerocopy"]), ("nbd", &["bytes"]), ("fuse", &["fuser"])];
+    [("vhd", &["zerocopy"]), ("nbd", &["bytes"]), ("fuse", &["fuser", "rustix"])];
 
 /// What was found: where, and which rule.
 type Findings = Vec<String>;
@@ -359,7 +359,10 @@ fn check(source: &Source, outside: &[String]) -> Findings {
     }
     for (leaf, allowed) in LEAVES {
         if source.path.starts_with(&format!("{leaf}/src/")) {
-            check_stillness(source, leaf, &mut findings);
+            // A mount is of this world; what answers it is behind a port.
+            if leaf != "fuse" {
+                check_stillness(source, leaf, &mut findings);
+            }
             check_crates(source, leaf, allowed, outside, &mut findings);
         }
         let root = source.path == format!("{leaf}/src/lib.rs");
