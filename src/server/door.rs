@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nbd::TlsOffer;
 use nbd::handshake::{Handshake, Progress, Session};
 use nix::sys::socket::VsockAddr;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -62,6 +63,11 @@ pub(super) struct Door {
     pumps: Mutex<JoinSet<()>>,
 }
 
+/// Handshakes that have begun, the oldest first.
+type HalfOpen = VecDeque<(Instant, AbortHandle)>;
+/// For so long a handshake keeps its slot from others although they wait.
+const GIVES_WAY: Duration = Duration::from_secs(1);
+
 /// The slot of a connection, held by everyone who still works for it.
 pub(super) type Slot = Arc<OwnedSemaphorePermit>;
 
@@ -86,8 +92,20 @@ impl Door {
         }
     }
 
-    fn free_slot(&self, purpose: Purpose) -> Option<Slot> {
-        Arc::clone(self.slots_for(purpose)).try_acquire_owned().ok().map(Arc::new)
+    /// A slot for somebody who waits. Whoever has not even negotiated after a while gives way.
+    async fn slot_or_room(&self, purpose: Purpose, half_open: &mut HalfOpen) -> Slot {
+        loop {
+            half_open.retain(|(_, handshake)| !handshake.is_finished());
+            let Some((since, oldest)) = half_open.front() else {
+                return self.slot_for(purpose).await;
+            };
+            let patience = GIVES_WAY.saturating_sub(since.elapsed());
+            if let Ok(slot) = tokio::time::timeout(patience, self.slot_for(purpose)).await {
+                return slot;
+            }
+            oldest.abort();
+            half_open.pop_front();
+        }
     }
 
     async fn slot_for(&self, purpose: Purpose) -> Slot {
@@ -350,22 +368,17 @@ pub(super) async fn accept_all(
 ) -> io::Result<()> {
     let (purpose, most_half_open) = (listener.purpose, door.limits.half_open);
     let socket = watched(listener.socket.as_fd())?;
-    let mut half_open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut half_open = VecDeque::new();
     loop {
         let mut ready = socket.readable().await?;
         // Only when somebody is there: a listener that holds a slot while nobody comes would keep
         // it from the others.
-        half_open.retain(|handshake| !handshake.is_finished());
-        let slot = match door.free_slot(purpose) {
-            Some(slot) => slot,
-            None => {
-                // Who has not even negotiated gives way first.
-                if let Some(oldest) = half_open.pop_front() {
-                    oldest.abort();
-                }
-                door.slot_for(purpose).await
-            }
-        };
+        if !is_awaited(&listener.socket) {
+            // Whoever came was accepted already.
+            ready.clear_ready();
+            continue;
+        }
+        let slot = door.slot_or_room(purpose, &mut half_open).await;
         let accepted = ready.try_io(|inner| {
             accept_with(inner.get_ref().as_fd(), SocketFlags::CLOEXEC).map_err(io::Error::from)
         });
@@ -375,7 +388,7 @@ pub(super) async fn accept_all(
         match (accepted, purpose) {
             (Ok(socket), Purpose::Speak) => {
                 let task = async move { theirs.welcome(socket, slot, None).await };
-                half_open.push_back(door.begin(task, &crew));
+                half_open.push_back((Instant::now(), door.begin(task, &crew)));
             }
             (Ok(socket), Purpose::Pass) => {
                 let task = async move { passed::receive_all(theirs, socket, slot).await };
@@ -388,13 +401,20 @@ pub(super) async fn accept_all(
         }
         // Peers that say nothing must not keep out those who do: the one that has had the most
         // time makes room.
-        half_open.retain(|handshake| !handshake.is_finished());
+        half_open.retain(|(_, handshake)| !handshake.is_finished());
         if half_open.len() > most_half_open
-            && let Some(oldest) = half_open.pop_front()
+            && let Some((_, oldest)) = half_open.pop_front()
         {
             oldest.abort();
         }
     }
+}
+
+/// Whether somebody waits to be accepted.
+fn is_awaited(listener: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(listener, PollFlags::IN)];
+    // What cannot be told is found out by accepting.
+    poll(&mut polled, Some(&Timespec::default())).map_or(true, |count| count > 0)
 }
 
 /// The two ends between a session under TLS and the shard.
