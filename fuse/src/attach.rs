@@ -47,7 +47,8 @@ pub struct Options {
     pub allow_other: bool,
     /// The mount as a whole is read-only.
     pub read_only: bool,
-    /// The kernel may read and write files by itself where [`Port::passthrough`] offers one.
+    /// The kernel may read and write files by itself where
+    /// [`crate::port::Port::passthrough`] offers one.
     pub passthrough: bool,
     /// Threads that read requests, 1 to 16.
     pub threads: usize,

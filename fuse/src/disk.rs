@@ -50,7 +50,7 @@ pub enum TreeError {
     /// The id is not there.
     #[error("disk {} is not in this mount", .0.0)]
     Unknown(DiskId),
-    /// Full: a [`Layout::Single`] mount holds one disk, any other [`DISKS_MAX`].
+    /// Full: a [`Layout::Single`] mount holds one disk, any other [`crate::tree::DISKS_MAX`].
     #[error("the mount holds {0} disks already, which is all it can")]
     Full(usize),
     /// Longer than a file can be.
