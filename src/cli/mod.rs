@@ -37,7 +37,7 @@ Examples:
   orlop serve child.vhd --socket /tmp/child.sock  serve it until interrupted
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt found, 6 repaired,
-            8 unsupported";
+            7 no server answers, 8 unsupported";
 
 #[derive(Debug, Subcommand)]
 enum Command {

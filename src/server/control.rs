@@ -11,7 +11,7 @@ use super::estate::{DiskError, Estate, OwnedDisk};
 use super::registry::{NameError, Registry, Seat};
 use super::spec::{ExportSpec, Part};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
-use crate::meter::{Meter, Rates, Throttle};
+use crate::meter::{Meter, Throttle};
 use crate::partition::{PartitionError, Scan};
 use crate::shard::ExportKey;
 use crate::tls::Tls;
@@ -214,15 +214,6 @@ impl Control {
         let disk = Arc::clone(&seat.disk);
         drop(seat);
         self.estate.release(disk).await.map_err(ControlError::NotDurable)
-    }
-
-    /// Changes what an export's clients may do in a second.
-    ///
-    /// # Errors
-    /// There is none of that name.
-    pub fn limit(&self, name: &str, rates: Rates) -> Result<(), ControlError> {
-        self.registry.seat(name)?.throttle.set(rates);
-        Ok(())
     }
 }
 
