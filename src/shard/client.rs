@@ -23,6 +23,12 @@ pub trait Client: Send {
     /// It was added to the shard, with its socket.
     fn start(&mut self, cx: &mut Context<'_>) -> Fate;
 
+    /// Somebody used its [`Nudge`](super::Nudge). Only a client without a socket has one.
+    fn nudged(&mut self, cx: &mut Context<'_>) -> Fate {
+        let _ = cx;
+        Fate::Stay
+    }
+
     /// A receive is over.
     fn received(
         &mut self,
@@ -69,7 +75,7 @@ pub struct Context<'a> {
     pub(super) host: &'a mut Host,
     pub(super) arena: &'a mut Arena,
     pub(super) disk: &'a mut Disk,
-    pub(super) socket: SocketId,
+    pub(super) socket: Option<SocketId>,
     pub(super) key: u32,
     pub(super) now: Instant,
     pub(super) stalled: &'a mut std::collections::VecDeque<u32>,
@@ -87,7 +93,7 @@ impl Context<'_> {
     /// Whether the peer has hung up, although what it sent may not have been received yet.
     #[must_use]
     pub fn hang_up(&self) -> HangUp {
-        self.host.hang_up(self.socket)
+        self.socket.map_or(HangUp::No, |socket| self.host.hang_up(socket))
     }
 
     /// Submits a request; the answer comes as `replied` with the same slot.
@@ -134,11 +140,11 @@ impl Context<'_> {
 
     /// Starts a receive on the client's socket. One at a time.
     pub fn receive(&mut self, into: ReceiveInto) {
-        self.host.receive(self.socket, into);
+        self.host.receive(self.socket.expect("only clients with a socket receive"), into);
     }
 
     /// Starts a send on the client's socket. One at a time.
     pub fn send(&mut self, list: SendList) {
-        self.host.send(self.socket, list);
+        self.host.send(self.socket.expect("only clients with a socket send"), list);
     }
 }

@@ -9,9 +9,10 @@ use slab::Slab;
 
 use super::client::{Client, Context, Fate};
 use super::ending::{Drain, Phase};
-use super::mailbox::{Attachment, DiskTag, Message, NewClient};
+use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
+use super::nudge::Belfry;
 use super::own::{OWN, OwnRequests};
-use super::seats::{ClientSeat, DiskSeat, Dues};
+use super::seats::{ClientSeat, DiskSeat, Dues, Line};
 use crate::engine::request::{Answer, Fault, RequestId};
 use crate::host::memory::Arena;
 use crate::host::{Event, Host, SocketId};
@@ -46,7 +47,10 @@ pub(super) struct Shard {
     /// The client called last was refused memory.
     refused: bool,
     replies: Vec<(usize, RequestId, Result<Answer, Fault>)>,
+    /// Local clients that left and were not told yet that they are closed.
+    left: Vec<usize>,
     messages: Receiver<Message>,
+    belfry: Belfry,
 }
 
 impl Shard {
@@ -54,6 +58,7 @@ impl Shard {
         host: Host,
         arena: Arena,
         messages: Receiver<Message>,
+        belfry: Belfry,
         drain_limit: Duration,
     ) -> Self {
         Self {
@@ -74,7 +79,9 @@ impl Shard {
             stalled: VecDeque::new(),
             refused: false,
             replies: Vec::new(),
+            left: Vec::new(),
             messages,
+            belfry,
         }
     }
 
@@ -127,7 +134,12 @@ impl Shard {
                 self.call(socket, |client, cx| client.sent(cx, list, result));
             }
             Event::Closed { socket } => self.closed(socket),
-            Event::Woken => self.read_mail(),
+            Event::Woken => {
+                self.read_mail();
+                for key in self.belfry.answer() {
+                    self.call_key(key, |client, cx| client.nudged(cx));
+                }
+            }
         }
     }
 
@@ -177,12 +189,15 @@ impl Shard {
             tracing::warn!(disk = new.disk.0, "a client wants a disk that is gone");
             return;
         };
-        let socket = match self.host.add_socket(new.socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::warn!(%error, "a client's socket cannot be used");
-                return;
-            }
+        let line = match new.link {
+            Link::Local(nudge) => Line::Bell(nudge.bell()),
+            Link::Socket(socket) => match self.host.add_socket(socket) {
+                Ok(socket) => Line::Socket(socket),
+                Err(error) => {
+                    tracing::warn!(%error, "a client's socket cannot be used");
+                    return;
+                }
+            },
         };
         let draining = leaving || self.is_draining(new.export);
         self.disks[disk].clients += 1;
@@ -190,17 +205,22 @@ impl Shard {
             client: new.client,
             disk,
             export: new.export,
-            socket,
+            line,
             touched: false,
             leaving: false,
             armed: None,
             _guard: new.guard,
         });
-        let index = socket.0 as usize;
-        if self.sockets.len() <= index {
-            self.sockets.resize(index + 1, None);
+        match &self.clients[key].line {
+            Line::Bell(bell) => bell.hang(key),
+            Line::Socket(socket) => {
+                let index = socket.0 as usize;
+                if self.sockets.len() <= index {
+                    self.sockets.resize(index + 1, None);
+                }
+                self.sockets[index] = Some(key);
+            }
         }
-        self.sockets[index] = Some(key);
         self.call_key(key, |client, cx| if draining { client.drain(cx) } else { client.start(cx) });
     }
 
@@ -227,7 +247,10 @@ impl Shard {
             host: &mut self.host,
             arena: &mut self.arena,
             disk: &mut self.disks[seat.disk].disk,
-            socket: seat.socket,
+            socket: match seat.line {
+                Line::Socket(socket) => Some(socket),
+                Line::Bell(_) => None,
+            },
             key: key as u32,
             now: self.now,
             stalled: &mut self.stalled,
@@ -237,7 +260,13 @@ impl Shard {
         let fate = act(seat.client.as_mut(), &mut cx);
         if fate == Fate::Leave {
             seat.leaving = true;
-            self.host.close_socket(seat.socket);
+            match &seat.line {
+                Line::Socket(socket) => self.host.close_socket(*socket),
+                Line::Bell(bell) => {
+                    bell.take_down();
+                    self.left.push(key);
+                }
+            }
         } else if !seat.touched {
             seat.touched = true;
             self.touched.push(key);
@@ -248,6 +277,11 @@ impl Shard {
         let Some(key) = self.sockets.get_mut(socket.0 as usize).and_then(Option::take) else {
             return;
         };
+        self.forget(key);
+    }
+
+    /// Lets a client go of which nothing is in flight.
+    fn forget(&mut self, key: usize) {
         let mut seat = self.clients.remove(key);
         self.dues.disarm(key, &mut seat);
         self.disks[seat.disk].clients -= 1;
@@ -263,6 +297,9 @@ impl Shard {
             while self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
                 self.pump_disks();
             }
+            while let Some(key) = self.left.pop() {
+                self.forget(key);
+            }
             for key in std::mem::take(&mut self.touched) {
                 self.call_key(key, |client, cx| client.settle(cx));
                 if let Some(seat) = self.clients.get_mut(key) {
@@ -271,6 +308,7 @@ impl Shard {
                 }
             }
             let moving = self.disks.iter().any(|(_, seat)| seat.disk.has_output());
+            let moving = moving || !self.left.is_empty();
             if !moving && !self.unstall() {
                 return;
             }
