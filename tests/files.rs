@@ -1,6 +1,6 @@
 //! A disk's shard asked through the port of a mount, without a kernel between: bytes, bounds,
 //! errors, holes, sums, and what becomes of questions when a disk goes.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -43,6 +43,7 @@ fn shown(rig: &Rig, tag: DiskTag, window: (u64, u64)) -> (Arc<Files>, Arc<Meter>
         window: Extent::new(DiskOffset::new(window.0), ByteLen::new(window.1)),
         about: Arc::new(Plain),
         passing: None,
+        watch: None,
         meter: Arc::clone(&meter),
     };
     files.open(DISK, disk).unwrap();

@@ -1,7 +1,9 @@
 //! What a shard asks of those who use its disks, and what it offers them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::watch::{Changes, Watch, Watches};
 use crate::engine::Disk;
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, Request, RequestId};
@@ -81,6 +83,9 @@ pub struct Context<'a> {
     pub(super) stalled: &'a mut std::collections::VecDeque<u32>,
     pub(super) freed: &'a mut bool,
     pub(super) refused: &'a mut bool,
+    pub(super) place: usize,
+    pub(super) watches: &'a mut Watches,
+    pub(super) changes: &'a mut Changes,
 }
 
 impl Context<'_> {
@@ -99,7 +104,18 @@ impl Context<'_> {
     /// Submits a request; the answer comes as `replied` with the same slot.
     pub fn submit(&mut self, slot: u32, request: Request) {
         let id = RequestId(u64::from(self.key) << 32 | u64::from(slot));
-        self.disk.submit(id, request);
+        if self.watches.is_empty() {
+            return self.disk.submit(id, request);
+        }
+        if let Some(request) = self.changes.admit(self.place, self.watches, id, request) {
+            self.disk.submit(id, request);
+        }
+    }
+
+    /// From now on changes of the disk by other clients wait until this one gave up its copies of
+    /// the bytes, until it leaves.
+    pub fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.watches.push((self.key, watch));
     }
 
     /// Takes memory. `None`: there is none now, and `unstall` will come when there may be.

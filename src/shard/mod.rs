@@ -11,6 +11,7 @@ mod own;
 mod run;
 mod seats;
 mod stepped;
+mod watch;
 
 pub use client::{Client, Context, Fate};
 
@@ -20,3 +21,4 @@ pub use mailbox::{
 pub use nudge::Nudge;
 pub use own::READ_MAX;
 pub use stepped::Stepped;
+pub use watch::Watch;

@@ -13,6 +13,7 @@ use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
 use super::nudge::Belfry;
 use super::own::{OWN, OwnRequests};
 use super::seats::{ClientSeat, DiskSeat, Dues, Line};
+use super::watch::{Changes, Next};
 use crate::engine::request::{Answer, Fault, RequestId};
 use crate::host::memory::Arena;
 use crate::host::{Event, Host, SocketId};
@@ -47,6 +48,8 @@ pub(super) struct Shard {
     /// The client called last was refused memory.
     refused: bool,
     replies: Vec<(usize, RequestId, Result<Answer, Fault>)>,
+    /// Changes of disks that somebody keeps copies of.
+    changes: Changes,
     /// Local clients that left and were not told yet that they are closed.
     left: Vec<usize>,
     messages: Receiver<Message>,
@@ -61,6 +64,7 @@ impl Shard {
         belfry: Belfry,
         drain_limit: Duration,
     ) -> Self {
+        let waker = host.wake_handle();
         Self {
             host,
             arena,
@@ -79,6 +83,7 @@ impl Shard {
             stalled: VecDeque::new(),
             refused: false,
             replies: Vec::new(),
+            changes: Changes::new(waker),
             left: Vec::new(),
             messages,
             belfry,
@@ -136,6 +141,7 @@ impl Shard {
             Event::Closed { socket } => self.closed(socket),
             Event::Woken => {
                 self.read_mail();
+                self.go_on_with_changes();
                 for key in self.belfry.answer() {
                     self.call_key(key, |client, cx| client.nudged(cx));
                 }
@@ -243,10 +249,14 @@ impl Shard {
         if seat.leaving {
             return;
         }
+        let DiskSeat { disk, watches, .. } = &mut self.disks[seat.disk];
         let mut cx = Context {
             host: &mut self.host,
             arena: &mut self.arena,
-            disk: &mut self.disks[seat.disk].disk,
+            disk,
+            place: seat.disk,
+            watches,
+            changes: &mut self.changes,
             socket: match seat.line {
                 Line::Socket(socket) => Some(socket),
                 Line::Bell(_) => None,
@@ -285,6 +295,7 @@ impl Shard {
         let mut seat = self.clients.remove(key);
         self.dues.disarm(key, &mut seat);
         self.disks[seat.disk].clients -= 1;
+        self.disks[seat.disk].watches.retain(|(watcher, _)| *watcher as usize != key);
         seat.client.closed(&mut self.arena);
         self.stalled.retain(|other| *other as usize != key);
         self.touched.retain(|other| *other != key);
@@ -329,11 +340,32 @@ impl Shard {
             let (key, slot) = ((id.0 >> 32) as u32, id.0 as u32);
             if key == OWN {
                 self.own_answered(place, slot, result);
+                continue;
+            }
+            let watches = &self.disks[place].watches;
+            let passed = if self.changes.is_empty() {
+                Some(result)
             } else {
+                self.changes.pass(watches, id, result)
+            };
+            if let Some(result) = passed {
                 self.call_key(key as usize, |client, cx| client.replied(cx, slot, result));
             }
         }
         self.replies = replies;
+    }
+
+    /// Lets changes go on whose copies were given up.
+    fn go_on_with_changes(&mut self) {
+        for (id, next) in self.changes.over() {
+            match next {
+                Next::Submit(disk, request) => self.disks[disk].disk.submit(id, request),
+                Next::Tell(result) => {
+                    let (key, slot) = ((id.0 >> 32) as usize, id.0 as u32);
+                    self.call_key(key, |client, cx| client.replied(cx, slot, result));
+                }
+            }
+        }
     }
 
     /// Memory came free: whoever waited longest tries first. True when somebody got some.

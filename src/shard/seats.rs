@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::client::Client;
 use super::mailbox::{DiskTag, ExportKey};
 use super::nudge::Bell;
+use super::watch::Watches;
 use crate::engine::Disk;
 use crate::engine::effect::FileId;
 use crate::host::SocketId;
@@ -23,6 +24,8 @@ pub(super) struct DiskSeat {
     pub(super) files: Vec<FileId>,
     /// Clients that use it.
     pub(super) clients: usize,
+    /// Those of them that keep copies of its bytes.
+    pub(super) watches: Watches,
     /// When metadata was first seen dirty.
     pub(super) dirty_since: Option<Instant>,
     /// The shard's own requests under way.
@@ -61,6 +64,7 @@ impl DiskSeat {
             disk,
             files,
             clients: 0,
+            watches: Watches::new(),
             dirty_since: None,
             own: 0,
             committing: false,

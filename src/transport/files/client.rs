@@ -14,7 +14,7 @@ use crate::engine::units::{ByteLen, DiskOffset, Extent};
 use crate::host::memory::{Arena, Lease};
 use crate::host::{ReceiveInto, SendList};
 use crate::meter::{Meter, Op};
-use crate::shard::{Client, Context, Fate};
+use crate::shard::{Client, Context, Fate, Watch};
 
 /// Bytes of memory that one disk's questions may hold; a single one may always go on.
 const LEASED_BYTES: u64 = 64 << 20;
@@ -70,6 +70,7 @@ struct Known {
 pub(super) struct FilesClient {
     queue: Arc<Queue>,
     meter: Arc<Meter>,
+    watch: Option<Arc<dyn Watch>>,
     /// Taken out of the queue, and waiting for memory.
     waiting: Option<Ask>,
     asked: Slab<Asked>,
@@ -83,10 +84,11 @@ pub(super) struct FilesClient {
 }
 
 impl FilesClient {
-    pub(super) fn new(queue: Arc<Queue>, meter: Arc<Meter>) -> Self {
+    pub(super) fn new(queue: Arc<Queue>, meter: Arc<Meter>, watch: Option<Arc<dyn Watch>>) -> Self {
         Self {
             queue,
             meter,
+            watch,
             waiting: None,
             asked: Slab::new(),
             leased_bytes: 0,
@@ -275,6 +277,9 @@ impl Client for FilesClient {
     fn start(&mut self, cx: &mut Context<'_>) -> Fate {
         self.connected = true;
         self.meter.connected();
+        if let Some(watch) = self.watch.take() {
+            cx.watch(watch);
+        }
         self.advance(cx);
         self.fate()
     }

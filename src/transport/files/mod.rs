@@ -15,7 +15,7 @@ use orlop_fuse::{Errno, Fact, Text};
 
 use crate::engine::units::Extent;
 use crate::meter::Meter;
-use crate::shard::{DiskTag, ExportKey, Mailbox};
+use crate::shard::{DiskTag, ExportKey, Mailbox, Watch};
 
 pub use port::Files;
 
@@ -51,6 +51,8 @@ pub struct FileDisk {
     pub about: Arc<dyn About>,
     /// What the kernel may do by itself.
     pub passing: Option<Arc<dyn Passing>>,
+    /// Who gives up mapped pages when others change the disk.
+    pub watch: Option<Arc<dyn Watch>>,
     /// Where requests are counted. Written by the shard alone.
     pub meter: Arc<Meter>,
 }

@@ -52,7 +52,7 @@ impl Files {
     pub fn open(&self, id: DiskId, disk: FileDisk) -> Result<(), Refused> {
         let nudge = disk.mailbox.bell();
         let queue = Arc::new(Queue::new(nudge.clone()));
-        let client = FilesClient::new(Arc::clone(&queue), disk.meter);
+        let client = FilesClient::new(Arc::clone(&queue), disk.meter, disk.watch);
         disk.mailbox.connect(NewClient {
             disk: disk.tag,
             export: disk.export,
