@@ -139,7 +139,7 @@ impl ImageAbout {
             "schema_version": SCHEMA_VERSION,
             "seconds": self.since.elapsed().as_secs(),
             "mount": admin::counters(&self.meter.snapshot()),
-            "all": admin::counters(&self.seat.meter.snapshot()),
+            "nbd": admin::counters(&self.seat.meter.snapshot()),
             "nbd_connections": self.seat.connections().len(),
         })
     }
@@ -150,7 +150,7 @@ impl ImageAbout {
         let mode = match (self.seat.read_only, &self.overlay) {
             (true, _) => "read-only",
             (false, None) => "read-write",
-            (false, Some(_)) => "read-write (throw-away)",
+            (false, Some(_)) => "read-write (in an overlay)",
         };
         match (failed, &self.read_only_because) {
             (0, None) => format!("ok, {mode}\n"),

@@ -85,7 +85,7 @@ pub fn users(at: &Path) -> Vec<User> {
 
 /// The loop devices over files of the mount.
 #[must_use]
-pub fn loop_users(at: &Path) -> Vec<User> {
+pub(super) fn loop_users(at: &Path) -> Vec<User> {
     let mounts = orlop_fuse::mounts();
     let user = |device: loops::LoopDevice| User::Loop {
         node: device.node(),

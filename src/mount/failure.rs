@@ -15,6 +15,16 @@ pub enum MountFailure {
     /// The image does not open.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The overlay's file is there, and lies over something else.
+    #[error("{} is no overlay of {}: {}", layer.display(), base.display(), lies_over(found))]
+    OtherBase {
+        /// The overlay's file.
+        layer: PathBuf,
+        /// The image that was named.
+        base: PathBuf,
+        /// What it lies over.
+        found: Option<PathBuf>,
+    },
     /// It opens, but not as asked.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -67,12 +77,16 @@ pub enum MountFailure {
         /// Why not.
         error: io::Error,
     },
-    /// A signal came before it was mounted.
-    #[error("interrupted before it was mounted; nothing is left behind")]
-    Interrupted,
     /// It was unmounted, but not all of it is on disk.
     #[error("the last changes could not be made durable: {0}")]
     NotDurable(String),
+}
+
+fn lies_over(found: &Option<PathBuf>) -> String {
+    match found {
+        Some(other) => format!("it lies over {}", other.display()),
+        None => "it is an image of its own".to_owned(),
+    }
 }
 
 /// Why something is still mounted.

@@ -14,6 +14,8 @@ use super::tool::{self, ToolError};
 /// A loop device over a file, and perhaps a mounted file system on it.
 #[derive(Debug)]
 pub(super) struct Inside {
+    /// The mount with the file.
+    mount: PathBuf,
     node: Option<PathBuf>,
     file_system: Option<PathBuf>,
 }
@@ -35,17 +37,19 @@ pub enum InsideError {
 }
 
 impl Inside {
-    /// Makes a loop device over `file` and, if asked for, mounts the file system in it.
+    /// Makes a loop device over `file` of a mount and, if asked for, mounts the file system in it.
     ///
     /// # Errors
     /// The step that failed; those before it are undone.
     pub(super) fn make(
-        file: &Path,
+        mount: &Path,
+        file: &str,
         read_only: bool,
         file_system: Option<&Path>,
     ) -> Result<Self, ToolError> {
-        let node = loops::attach(file, read_only)?;
-        let mut made = Self { node: Some(node.clone()), file_system: None };
+        let node = loops::attach(&mount.join(file), read_only)?;
+        let mount = mount.to_owned();
+        let mut made = Self { mount, node: Some(node.clone()), file_system: None };
         if let Some(at) = file_system {
             // Programs and devices of a foreign disk are no business of this system.
             let options = if read_only { "ro,nosuid,nodev" } else { "rw,nosuid,nodev" };
@@ -74,11 +78,13 @@ impl Inside {
             unmount(at, node, lazily)?;
         }
         self.file_system = None;
-        if let Some(node) = self.node.take()
+        let Some(node) = self.node.take() else { return Ok(()) };
+        // Somebody else may have let it go, and it may be anybody's by now.
+        if loops::below(&self.mount).iter().any(|device| device.node() == node)
             && let Err(error) = loops::detach(&node)
         {
-            // It may have been let go by somebody else; if not, the mount is told to be busy.
-            tracing::debug!(%error, "{} was not let go", node.display());
+            // The mount is told to be busy then.
+            tracing::warn!(%error, "{} was not let go", node.display());
         }
         Ok(())
     }
@@ -94,9 +100,10 @@ impl Drop for Inside {
 
 /// Unmounts what a loop device holds, if that is what is mounted there.
 pub(super) fn unmount(at: &Path, node: &Path, lazily: bool) -> Result<(), InsideError> {
-    let on = |mount: &orlop_fuse::Mount| mount.point == at && mount.source.starts_with("/dev/loop");
     let top = orlop_fuse::mounts().into_iter().rfind(|mount| mount.point == at);
-    if !top.is_some_and(|mount| on(&mount)) {
+    let source = top.map(|mount| mount.source).unwrap_or_default();
+    let rest = node.to_str().and_then(|node| source.strip_prefix(node));
+    if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p')) {
         tracing::debug!("{} is no longer on {}", node.display(), at.display());
         return Ok(());
     }

@@ -46,7 +46,7 @@ impl LoopDevice {
 
 /// The loop devices over files below this directory.
 #[must_use]
-pub fn below(at: &Path) -> Vec<LoopDevice> {
+pub(super) fn below(at: &Path) -> Vec<LoopDevice> {
     let Ok(entries) = fs::read_dir(BLOCK) else { return Vec::new() };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let found = names.filter(|name| name.starts_with("loop")).filter_map(look);
