@@ -74,7 +74,7 @@ const ROOMS: [Room; 16] = [
     Room {
         name: "transport",
         rooms: &["engine", "host", "meter", "shard"],
-        crates: &["nbd", "tracing"],
+        crates: &["nbd", "orlop_fuse", "tracing"],
         acts: true,
     },
     Room {

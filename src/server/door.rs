@@ -26,7 +26,7 @@ use super::passed;
 use super::registry::{Connection, Registry, Seat, Sight};
 use super::stream::{Stream, watched};
 use crate::meter::Meter;
-use crate::shard::NewClient;
+use crate::shard::{Link, NewClient};
 use crate::tls::{Ended, Secured, Tls, TlsError, bridge};
 use crate::transport::nbd::{ClientSettings, NbdClient};
 
@@ -286,7 +286,7 @@ impl Door {
         let new = NewClient {
             disk: seat.disk.tag,
             export: seat.key,
-            socket,
+            link: Link::Socket(socket),
             client: Box::new(NbdClient::new(session, settings)),
             guard: Box::new((ticket, guard)),
         };
