@@ -17,6 +17,7 @@ mod inside;
 mod leave;
 mod loops;
 mod opening;
+mod passing;
 mod session;
 mod standing;
 mod tool;

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use super::Wish;
 use super::about::Chain;
 use super::failure::MountFailure;
-use crate::image::{Cause, ImageError, NewImage, NewKind, OpenOptions, create};
+use super::passing::Passed;
+use crate::image::{
+    Cause, Format, ImageError, NewImage, NewKind, OpenOptions, OpenedChain, create,
+};
 use crate::server::{ExportSpec, Prepared};
 
 /// An image that is open, and what is known of it.
@@ -20,6 +23,8 @@ pub(super) struct Opened {
     pub(super) read_only_because: Option<String>,
     /// A layer that was made for this mount.
     pub(super) fresh: Option<Fresh>,
+    /// The file for the kernel, or why it gets none; `None` when nobody asked.
+    pub(super) passed: Option<Result<Passed, String>>,
 }
 
 /// A file that goes again unless it is kept.
@@ -59,13 +64,14 @@ pub(super) fn open(wish: &Wish) -> Result<Opened, MountFailure> {
         read_only_because = Some(why);
     }
     let named = usize::from(spec.overlay.is_some());
-    let chain = chain_of(&prepared, named, wish);
-    Ok(Opened { prepared, spec, chain, read_only_because, fresh: None })
+    let opened = opened_in(&prepared);
+    let chain = Chain::of(&opened.layers[named..], wish.describe);
+    let passed = wish.passthrough.then(|| Passed::of(opened, wish));
+    Ok(Opened { prepared, spec, chain, read_only_because, fresh: None, passed })
 }
 
-fn chain_of(prepared: &Prepared, above: usize, wish: &Wish) -> Chain {
-    let chain = prepared.chains().next().expect("it was opened a moment ago");
-    Chain::of(chain.layers.get(above..).unwrap_or_default(), wish.describe)
+fn opened_in(prepared: &Prepared) -> &OpenedChain {
+    prepared.chains().next().expect("it was opened a moment ago")
 }
 
 /// Why an image that cannot be written may be read all the same.
@@ -91,7 +97,7 @@ fn open_under(wish: &Wish, layer: &Path) -> Result<Opened, MountFailure> {
     let whole = fs::canonicalize(&base.path);
     let mut image = OpenOptions {
         path: layer.to_owned(),
-        format: Some(crate::image::Format::Vhd),
+        format: Some(Format::Vhd),
         read_only: false,
         // The user has named the base, whatever it is called.
         allow_raw_parent: true,
@@ -102,14 +108,15 @@ fn open_under(wish: &Wish, layer: &Path) -> Result<Opened, MountFailure> {
     let spec = ExportSpec { image, overlay: None, ..wish.spec.clone() };
     let mut prepared = Prepared::default();
     prepared.open(&spec)?;
-    let opened = prepared.chains().next().expect("it was opened a moment ago");
+    let opened = opened_in(&prepared);
     let below = opened.layers.get(1).map(|layer| layer.path.clone());
-    if whole.is_ok_and(|whole| below.as_deref() != Some(&whole)) {
+    if below.is_none() || whole.is_ok_and(|whole| below.as_deref() != Some(&whole)) {
         let (layer, base) = (layer.to_owned(), base.path.clone());
         return Err(MountFailure::OtherBase { layer, base, found: below });
     }
-    let chain = chain_of(&prepared, 1, wish);
-    Ok(Opened { prepared, spec, chain, read_only_because: None, fresh })
+    let chain = Chain::of(&opened.layers[1..], wish.describe);
+    let passed = wish.passthrough.then(|| Passed::of(opened, wish));
+    Ok(Opened { prepared, spec, chain, read_only_because: None, fresh, passed })
 }
 
 fn make_layer(base: &OpenOptions, layer: &Path) -> Result<Fresh, ImageError> {

@@ -11,7 +11,8 @@ use super::about::{Chain, ImageAbout, Way};
 use super::ending::{End, Signals};
 use super::failure::MountFailure;
 use super::leave::clear_dead;
-use super::opening::{self, Fresh, Opened};
+use super::opening::{self, Opened};
+use super::passing::{Mapped, Passed};
 use super::standing::{Plan, Standing, stand};
 use super::{Ready, Transport, Wish, guard};
 use crate::host::memory::ArenaSize;
@@ -46,7 +47,8 @@ pub fn run(
     // Looked at before the image is: opening one to write may change it.
     orlop_fuse::check_place(at)?;
     let way = way_of(wish)?;
-    let opened = opening::open(wish)?;
+    let mut opened = opening::open(wish)?;
+    let way = pass(&mut opened, way);
     let bound = wish.nbd.clone().map(|path| bind(&[Listen::Unix(path)])).transpose();
     let bound = bound.map_err(MountFailure::Nbd)?;
     guard::flush_nothing_for_memory();
@@ -79,6 +81,19 @@ fn way_of(wish: &Wish) -> Result<Way, MountFailure> {
     }
 }
 
+/// Passing by, where the kernel gets the file; else the same way, and why it does not.
+fn pass(opened: &mut Opened, way: Way) -> Way {
+    match &opened.passed {
+        None => way,
+        Some(Ok(_)) => Way { name: "passthrough", why: "the raw file is the disk".to_owned() },
+        Some(Err(why)) => {
+            let why = format!("{}; no passthrough: {why}", way.why);
+            opened.passed = None;
+            Way { why, ..way }
+        }
+    }
+}
+
 async fn serve(
     wish: &Wish,
     opened: Opened,
@@ -89,7 +104,7 @@ async fn serve(
 ) -> Result<(), MountFailure> {
     let failed = |what| move |error| MountFailure::System { what, error };
     let mut signals = Signals::new().map_err(failed("no signals"))?;
-    let Opened { prepared, spec, chain, read_only_because, fresh } = opened;
+    let Opened { prepared, spec, chain, read_only_because, fresh, passed } = opened;
     let (registry, limits) = (Arc::new(Registry::default()), Limits::default());
     let estate = Estate::new(vec![mailbox], prepared);
     let control = Control::new(Arc::clone(&registry), estate, limits.per_export, None);
@@ -99,8 +114,11 @@ async fn serve(
     let _ = about.way.set(way);
     let (windows, notices) = windows(&control, &seat, wish.spec.part).await;
     let files = Files::new();
-    show(&files, &seat, &about)?;
-    let plan = plan(wish, &seat, windows, &files);
+    let (passed, mapped) = (passed.and_then(Result::ok), Arc::new(Mapped::new(seat.extent())));
+    let passes = passed.is_some();
+    show(&files, &seat, &about, passed, &mapped)?;
+    let plan = plan(wish, &seat, windows, &files, mapped);
+    let plan = Plan { options: Options { passthrough: passes, ..plan.options }, ..plan };
     let standing = tokio::task::spawn_blocking(move || stand(plan)).await;
     let standing = standing.map_err(|panic| failed("mounting")(io::Error::other(panic)))??;
     let _ = about.made.set(standing.made());
@@ -180,14 +198,21 @@ fn about(
 }
 
 /// Lets mounts ask the disk.
-fn show(files: &Files, seat: &Seat, about: &Arc<ImageAbout>) -> Result<(), MountFailure> {
+fn show(
+    files: &Files,
+    seat: &Seat,
+    about: &Arc<ImageAbout>,
+    passed: Option<Passed>,
+    mapped: &Arc<Mapped>,
+) -> Result<(), MountFailure> {
     let disk = FileDisk {
         mailbox: seat.disk.mailbox.clone(),
         tag: seat.disk.tag,
         export: seat.key,
         window: seat.extent(),
         about: Arc::clone(about) as _,
-        passing: None,
+        passing: passed.map(|passed| Arc::new(passed) as _),
+        watch: Some(Arc::clone(mapped) as _),
         meter: Arc::clone(&about.meter),
     };
     let what = "the disk cannot be asked";
@@ -216,7 +241,13 @@ async fn windows(control: &Control, seat: &Seat, part: Part) -> (Vec<Window>, Ve
     (windows.collect(), table.notices.iter().map(ToString::to_string).collect())
 }
 
-fn plan(wish: &Wish, seat: &Seat, windows: Vec<Window>, files: &Arc<Files>) -> Plan {
+fn plan(
+    wish: &Wish,
+    seat: &Seat,
+    windows: Vec<Window>,
+    files: &Arc<Files>,
+    mapped: Arc<Mapped>,
+) -> Plan {
     let path = &seat.disk.path;
     let modified = std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(UNKNOWN);
     let label = path.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
@@ -227,7 +258,6 @@ fn plan(wish: &Wish, seat: &Seat, windows: Vec<Window>, files: &Arc<Files>) -> P
             source: source_of(path),
             allow_other: wish.allow_other,
             read_only: seat.read_only,
-            passthrough: wish.passthrough,
             threads: wish.threads,
             ..Options::default()
         },
@@ -240,6 +270,7 @@ fn plan(wish: &Wish, seat: &Seat, windows: Vec<Window>, files: &Arc<Files>) -> P
             modified,
         },
         port: Arc::clone(files) as _,
+        mapped,
         loop_device: wish.loop_device,
         file_system: wish.file_system.clone(),
     }

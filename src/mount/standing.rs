@@ -20,6 +20,7 @@ use super::ending::End;
 use super::failure::MountFailure;
 use super::inside::Inside;
 use super::leave::within;
+use super::passing::Mapped;
 use super::session::DISK;
 
 /// How long a fresh mount may take to answer.
@@ -37,6 +38,7 @@ pub(super) struct Plan {
     pub(super) options: Options,
     pub(super) disk: NewDisk,
     pub(super) port: Arc<dyn Port>,
+    pub(super) mapped: Arc<Mapped>,
     pub(super) loop_device: bool,
     pub(super) file_system: Option<PathBuf>,
 }
@@ -50,7 +52,7 @@ pub(super) struct Standing {
 
 /// Makes the mount, sees that it answers, and makes what is to lie on it.
 pub(super) fn stand(plan: Plan) -> Result<Standing, MountFailure> {
-    let Plan { at, options, disk, port, loop_device, file_system } = plan;
+    let Plan { at, options, disk, port, mapped, loop_device, file_system } = plan;
     let over = file_system.as_ref().map(|_| file_with(&disk.windows)).transpose()?;
     let mounted = orlop_fuse::mount(port, &at, &options, std::slice::from_ref(&disk))?;
     let at = mounted.at().to_owned();
@@ -61,6 +63,7 @@ pub(super) fn stand(plan: Plan) -> Result<Standing, MountFailure> {
     let mut files = vec!["disk".to_owned()];
     files.extend(disk.windows.iter().map(|window| format!("p{}", window.number)));
     let mut standing = Standing { inside: None, mounted: Arc::new(mounted), files };
+    mapped.are_of(&standing.mounted);
     answered.map_err(|error| MountFailure::Silent { at: at.clone(), error })?;
     if loop_device || file_system.is_some() {
         let step = if file_system.is_some() { "--mount-fs" } else { "--loop" };

@@ -20,7 +20,7 @@ pub(in crate::cli) fn ordinary(arguments: &[OsString]) -> Option<Vec<OsString>> 
         "umount.fuse.orlop" | "umount.orlop" => Some(umount(rest)),
         _ => match rest {
             [source, dir, flag, options] if flag == "-o" && is_source(source) => {
-                let words = ["orlop", "mount", "-o"].map(OsString::from);
+                let words = ["orlop", "mount", "--mount-codes", "-o"].map(OsString::from);
                 let words = words.into_iter().chain([options.clone(), "--".into()]);
                 Some(words.chain([source.clone(), dir.clone()]).collect())
             }
@@ -36,7 +36,7 @@ fn is_source(text: &OsStr) -> bool {
 /// `mount.TYPE SOURCE DIR [-sfnvrw] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]` (mount(8), "EXTERNAL
 /// HELPERS").
 fn mount(rest: &[OsString]) -> Vec<OsString> {
-    let mut line = vec![OsString::from("orlop"), "mount".into()];
+    let mut line = ["orlop", "mount", "--mount-codes"].map(OsString::from).to_vec();
     let mut places = Vec::new();
     let mut rest = rest.iter();
     while let Some(word) = rest.next() {
@@ -87,15 +87,15 @@ mod tests {
         for (line, ordinary) in [
             (
                 "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -o ro,nosuid,partition=2,user,_netdev",
-                Some("orlop mount -o ro,nosuid,partition=2,user,_netdev /x/d.vhd /mnt/x"),
+                Some("orlop mount --mount-codes -o ro,nosuid,partition=2,user,_netdev /x/d.vhd /mnt/x"),
             ),
             (
                 "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -n -v -o rw -t fuse.orlop",
-                Some("orlop mount -o rw /x/d.vhd /mnt/x"),
+                Some("orlop mount --mount-codes -o rw /x/d.vhd /mnt/x"),
             ),
             (
                 "orlop /x/d.vhd /mnt/x -o ro,partition=2,dev,suid",
-                Some("orlop mount -o ro,partition=2,dev,suid -- /x/d.vhd /mnt/x"),
+                Some("orlop mount --mount-codes -o ro,partition=2,dev,suid -- /x/d.vhd /mnt/x"),
             ),
             ("/sbin/umount.fuse.orlop /mnt/x -l", Some("orlop umount /mnt/x --lazy")),
             ("orlop mount x.vhd -o ro", None),

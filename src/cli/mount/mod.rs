@@ -114,6 +114,9 @@ pub(super) struct MountOptions {
     /// Print one JSON object when the mount answers, and errors as JSON
     #[arg(long)]
     json: bool,
+    /// End as a program that mount(8) has run: 1 for wrong usage, 32 for any other failure
+    #[arg(long, hide = true)]
+    mount_codes: bool,
     #[command(flatten)]
     parents: ParentOptions,
 }
@@ -132,7 +135,12 @@ pub(super) fn main(options: &MountOptions, out: &mut dyn Write) -> ExitCode {
     let result = complete(options).and_then(|options| start(&options, out));
     match result {
         Ok(code) => code,
-        Err(failure) => failure.report(options.json, out).into(),
+        Err(failure) => match failure.report(options.json, out) {
+            Exit::Ok => Exit::Ok.into(),
+            Exit::Usage if options.mount_codes => ExitCode::from(1),
+            _ if options.mount_codes => ExitCode::from(32),
+            exit => exit.into(),
+        },
     }
 }
 
