@@ -21,8 +21,12 @@ pub mod port;
 mod shape;
 pub mod tree;
 
-pub use attach::{KIND, MountError, Options, Route, UnmountError, clear_stale, is_stale};
+pub use attach::{
+    KIND, MountError, Options, Route, UnmountError, check_place, clear_stale, is_stale, mounted_at,
+    resolved, unmount_foreign,
+};
 pub use mount::{Mounted, UnmountHow, mount};
+pub use mountinfo::{Mount, mounts};
 pub use port::{
     Bytes, DiskId, Errno, Extent, Fact, Offset, Port, ReadReply, Reply, Run, RunKind, Text,
 };

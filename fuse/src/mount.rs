@@ -16,10 +16,10 @@ use rustix::mount::UnmountFlags;
 
 use crate::attach::{
     KIND, MountError, Options, UnmountError, attach, check_place, detach, number, open_device,
-    table, unmount_at,
+    unmount_at,
 };
 use crate::filesystem::{Ended, Glue, Manner};
-use crate::mountinfo::topmost;
+use crate::mountinfo::{table, topmost};
 use crate::ops::Ops;
 use crate::port::{Bytes, DiskId, Offset, Port};
 use crate::tree::{Disk, Image, Layout, NewDisk, ROOT_INODE, Slot, TreeError, Usage, Window};
