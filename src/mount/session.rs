@@ -141,8 +141,9 @@ async fn serve(
     };
     let flushed = take_down(standing, end, signals).await;
     registry.drain();
-    files.close(DISK);
+    let synced = files.close(DISK);
     control.remove(EXPORT).await?;
+    synced.map_err(|error| MountFailure::NotDurable(error.to_string()))?;
     flushed
 }
 
