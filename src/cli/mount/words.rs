@@ -15,10 +15,38 @@ pub(super) const KNOWN: &str = "known are ro, rw, allow_other, partition=N, over
 
 /// Words for mount(8), systemd and others, and words that say what is so anyway.
 const PASSED_OVER: [&str; 32] = [
-    "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail",
-    "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "async", "sync", "dirsync", "atime",
-    "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime",
-    "lazytime", "nolazytime", "iversion", "silent",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "_netdev",
+    "nofail",
+    "rw",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "async",
+    "sync",
+    "dirsync",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "diratime",
+    "nodiratime",
+    "lazytime",
+    "nolazytime",
+    "iversion",
+    "silent",
 ];
 const PASSED_OVER_WITH_VALUE: [&str; 3] = ["user", "comment", "fsname"];
 
@@ -35,7 +63,8 @@ fn one(word: &str, into: &mut MountOptions) -> Result<(), String> {
     if key.starts_with("x-") || key.starts_with("X-") {
         return Ok(());
     }
-    let needed = || value.filter(|v| !v.is_empty()).ok_or(format!("{key} needs a value: {key}=..."));
+    let needed =
+        || value.filter(|v| !v.is_empty()).ok_or(format!("{key} needs a value: {key}=..."));
     let path = || needed().map(PathBuf::from);
     match (key, value) {
         ("ro", None) => into.read_only = true,
