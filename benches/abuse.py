@@ -270,11 +270,13 @@ def measure(orlop, folder, kind, depth, settings):
         command = [orlop, 'bench', uri, '--qd', str(depth), '--time', str(settings.time)]
         command += ['--seed', str(settings.seed), '--json']
         bench = subprocess.Popen(command, stdout=subprocess.PIPE)
-        time.sleep(0.05)
+        time.sleep(0.2)  # It connects meanwhile: how long that takes is told by the knock.
         if abuser:
             abuser.stdin.write(b'go\n')
             abuser.stdin.flush()
         report = json.loads(bench.communicate(timeout=settings.time + PATIENCE_S)[0])
+        if 'total' not in report:
+            sys.exit(f'abuse.py: under {kind} the client failed: {report}')
         if abuser and abuser.poll() is not None:
             sys.exit(f'abuse.py: {kind} ended by itself')
         knock_ms = knock(server.path)
