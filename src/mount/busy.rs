@@ -142,7 +142,8 @@ mod tests {
         let at = folder.path().canonicalize().unwrap();
         assert_eq!(users(&at), []);
         let file = std::fs::File::create(at.join("x")).unwrap();
-        let sleep = |command: &mut Command| command.arg("60").stdout(Stdio::null()).spawn().unwrap();
+        let sleep =
+            |command: &mut Command| command.arg("60").stdout(Stdio::null()).spawn().unwrap();
         let mut holder = sleep(Command::new("sleep").stdin(file));
         let mut worker = sleep(Command::new("sleep").current_dir(&at));
         let mut said: Vec<String> = process_users(&at).iter().map(User::to_string).collect();

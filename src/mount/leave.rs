@@ -115,11 +115,7 @@ fn refuse_if_busy(at: &Path, own: Option<&Path>) -> Result<(), LeaveFailure> {
 
 /// Unmounts the file system that came with the mount, and lets go of every loop device over its
 /// files. Says what was undone, for whoever has to tell that the rest was not.
-fn leave_inside(
-    at: &Path,
-    own: Option<&Path>,
-    lazily: bool,
-) -> Result<&'static str, LeaveFailure> {
+fn leave_inside(at: &Path, own: Option<&Path>, lazily: bool) -> Result<&'static str, LeaveFailure> {
     let devices = loops::below(at);
     let mut done = "";
     for device in &devices {

@@ -17,9 +17,7 @@ use super::standing::{Plan, Standing, stand};
 use super::{Ready, Transport, Wish, guard};
 use crate::host::memory::ArenaSize;
 use crate::meter::Meter;
-use crate::server::{
-    Bound, Control, Estate, Limits, Listen, Part, Registry, Seat, Service, bind,
-};
+use crate::server::{Bound, Control, Estate, Limits, Listen, Part, Registry, Seat, Service, bind};
 use crate::shard::{self, Mailbox};
 use crate::transport::files::{FileDisk, Files};
 
@@ -40,7 +38,8 @@ pub fn run(
     tell: &mut dyn FnMut(&Ready) -> io::Result<()>,
 ) -> Result<(), MountFailure> {
     let at = &wish.at;
-    let left = |why: super::LeaveFailure| MountFailure::Left { at: at.clone(), why: why.to_string() };
+    let left =
+        |why: super::LeaveFailure| MountFailure::Left { at: at.clone(), why: why.to_string() };
     if clear_dead(at).map_err(left)? {
         tracing::warn!("{}: cleared away what a dead server had left", at.display());
     }
@@ -124,9 +123,10 @@ async fn serve(
     let _ = about.made.set(standing.made());
     let notices = notices.into_iter().chain(about.read_only_because.clone()).collect();
     let ready = Ready { info: about.info(), notices, ..standing.ready() };
-    let service = Service::new(Arc::clone(&registry), limits, None, tokio::runtime::Handle::current());
-    let end = if let Err(error) = tell(&ready) {
-        tracing::warn!(%error, "nobody waits for the mount any more; it is unmounted");
+    let service =
+        Service::new(Arc::clone(&registry), limits, None, tokio::runtime::Handle::current());
+    let told = tell(&ready).map_err(failed("it was unmounted again: nobody waits for it"));
+    let end = if told.is_err() {
         End::Asked
     } else {
         if let Some(fresh) = fresh {
@@ -143,7 +143,7 @@ async fn serve(
     registry.drain();
     files.close(DISK);
     control.remove(EXPORT).await?;
-    flushed
+    told.and(flushed)
 }
 
 /// Never comes back: without its socket, the mount goes on.

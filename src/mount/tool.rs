@@ -48,7 +48,10 @@ pub enum ToolError {
 ///
 /// # Errors
 /// [`ToolError`].
-pub(super) fn run(program: &'static str, arguments: &[&std::ffi::OsStr]) -> Result<String, ToolError> {
+pub(super) fn run(
+    program: &'static str,
+    arguments: &[&std::ffi::OsStr],
+) -> Result<String, ToolError> {
     let failed = |error| ToolError::System { program, error };
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C");
@@ -86,7 +89,10 @@ pub(super) fn run(program: &'static str, arguments: &[&std::ffi::OsStr]) -> Resu
     }
     let _unreadable = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut said));
     let said = said.trim().replace('\n', "; ");
-    Err(ToolError::Failed { program, said: if said.is_empty() { status.to_string() } else { said } })
+    Err(ToolError::Failed {
+        program,
+        said: if said.is_empty() { status.to_string() } else { said },
+    })
 }
 
 /// One that waits for a dead disk cannot even be killed at once; nobody waits for it.

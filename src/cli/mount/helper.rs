@@ -87,7 +87,9 @@ mod tests {
         for (line, ordinary) in [
             (
                 "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -o ro,nosuid,partition=2,user,_netdev",
-                Some("orlop mount --mount-codes -o ro,nosuid,partition=2,user,_netdev /x/d.vhd /mnt/x"),
+                Some(
+                    "orlop mount --mount-codes -o ro,nosuid,partition=2,user,_netdev /x/d.vhd /mnt/x",
+                ),
             ),
             (
                 "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -n -v -o rw -t fuse.orlop",
