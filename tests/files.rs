@@ -163,7 +163,7 @@ fn questions_to_a_disk_that_went_hear_so() {
     assert_eq!(read(&files, 0, 4), Err(Errno::Gone));
     rig.wait(rig.mailbox.detach(disk)).unwrap();
     assert_eq!(write(&files, 0, b"x"), Err(Errno::Gone));
-    files.close(DISK);
+    files.close(DISK).unwrap();
     assert_eq!(read(&files, 0, 4), Err(Errno::Gone));
     assert_eq!(std::fs::read(rig.image("disk")).unwrap()[..4], *b"last");
     let text = ask(|reply| files.text(DISK, Text::Info, reply));

@@ -74,7 +74,7 @@ const ROOMS: [Room; 17] = [
     Room {
         name: "transport",
         rooms: &["engine", "host", "meter", "shard"],
-        crates: &["nbd", "orlop_fuse", "tracing"],
+        crates: &["nbd", "orlop_fuse", "rustix", "tracing"],
         acts: true,
     },
     Room {

@@ -6,6 +6,7 @@
 //! granted. Refuses to know names, mounts and formats.
 
 mod client;
+mod passed;
 mod port;
 mod queue;
 

@@ -1,12 +1,14 @@
 //! The port of a mount: finds a disk's queue, copies what is lent, and returns at once.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use orlop_fuse::{Bytes, DiskId, Errno, Fact, Offset, Port, ReadReply, Reply, Run, Text};
 
 use super::client::FilesClient;
+use super::passed::Syncer;
 use super::queue::{Ask, Queue};
 use super::{About, FileDisk, Passing};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
@@ -18,6 +20,8 @@ struct Entry {
     window: Extent,
     about: Arc<dyn About>,
     passing: Option<Arc<dyn Passing>>,
+    /// The file the kernel was given to write by itself.
+    passed: Arc<OnceLock<Arc<OwnedFd>>>,
 }
 
 impl Entry {
@@ -36,6 +40,7 @@ impl Entry {
 #[derive(Default)]
 pub struct Files {
     entries: RwLock<BTreeMap<u64, Arc<Entry>>>,
+    syncer: Syncer,
 }
 
 impl Files {
@@ -61,17 +66,24 @@ impl Files {
             guard: Box::new(()),
         })?;
         let FileDisk { window, about, passing, .. } = disk;
-        let entry = Entry { queue, window, about, passing };
+        let entry = Entry { queue, window, about, passing, passed: Arc::default() };
         self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(id.0, Arc::new(entry));
         Ok(())
     }
 
     /// Lets nobody ask any more: they hear that the disk is gone. Questions that the shard has
-    /// taken are answered; `Mailbox::drain` tells when.
-    pub fn close(&self, id: DiskId) {
+    /// taken are answered; `Mailbox::drain` tells when. Makes durable what the kernel wrote by
+    /// itself, so it may wait.
+    ///
+    /// # Errors
+    /// What kept that from being durable.
+    pub fn close(&self, id: DiskId) -> io::Result<()> {
         let entry = self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&id.0);
-        if let Some(entry) = entry {
-            entry.queue.close();
+        let Some(entry) = entry else { return Ok(()) };
+        entry.queue.close();
+        match entry.passed.get() {
+            Some(file) => rustix::fs::fdatasync(&**file).map_err(io::Error::from),
+            None => Ok(()),
         }
     }
 
@@ -79,12 +91,13 @@ impl Files {
     pub fn resize(&self, id: DiskId, len: ByteLen) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = entries.get_mut(&id.0) else { return };
-        let Entry { queue, window, about, passing } = &**entry;
+        let Entry { queue, window, about, passing, passed } = &**entry;
         let changed = Entry {
             queue: Arc::clone(queue),
             window: Extent::new(window.at, len),
             about: Arc::clone(about),
             passing: passing.clone(),
+            passed: Arc::clone(passed),
         };
         *entry = Arc::new(changed);
     }
@@ -133,10 +146,21 @@ impl Port for Files {
     }
 
     fn flush(&self, disk: DiskId, reply: Reply<()>) {
-        match self.entry(disk) {
-            Ok(entry) => entry.queue.push(Ask::Flush { reply }),
-            Err(errno) => reply.fail(errno),
-        }
+        let entry = match self.entry(disk) {
+            Ok(entry) => entry,
+            Err(errno) => return reply.fail(errno),
+        };
+        let Some(file) = entry.passed.get().cloned() else {
+            return entry.queue.push(Ask::Flush { reply });
+        };
+        let then = move |synced: io::Result<()>| match synced {
+            Ok(()) => entry.queue.push(Ask::Flush { reply }),
+            Err(error) => {
+                tracing::error!(%error, "what the kernel wrote by itself could not be synced");
+                reply.fail(Errno::Io);
+            }
+        };
+        self.syncer.sync(file, Box::new(then));
     }
 
     fn punch(&self, disk: DiskId, extent: orlop_fuse::Extent, reply: Reply<()>) {
@@ -170,6 +194,12 @@ impl Port for Files {
     }
 
     fn passthrough(&self, disk: DiskId, write: bool) -> Option<Arc<OwnedFd>> {
-        self.entry(disk).ok()?.passing.as_ref()?.backing(write)
+        let entry = self.entry(disk).ok()?;
+        let file = entry.passing.as_ref()?.backing(write)?;
+        if write {
+            // Before the kernel has it, so that no flush can miss it.
+            entry.passed.get_or_init(|| Arc::clone(&file));
+        }
+        Some(file)
     }
 }
