@@ -141,9 +141,9 @@ async fn serve(
     };
     let flushed = take_down(standing, end, signals).await;
     registry.drain();
-    files.close(DISK);
+    let passed = files.close(DISK).map_err(|error| MountFailure::NotDurable(error.to_string()));
     control.remove(EXPORT).await?;
-    told.and(flushed)
+    told.and(flushed).and(passed)
 }
 
 /// Never comes back: without its socket, the mount goes on.

@@ -1,5 +1,6 @@
 //! A folder with an image, a mount point and a place for the file system inside; and the proof that
 //! nothing is left of any of it.
+#![allow(unreachable_pub)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -239,8 +239,7 @@ fn mount_and_umount_of_the_system_do() {
     let Some(place) = Place::new() else { return };
     place.image("disk.vhd", 8);
     let (image, at) = (place.name("disk.vhd"), place.name("m"));
-    let mount =
-        |options: &str| run_any("mount", &["-t", "fuse.orlop", &image, &at, "-o", options]);
+    let mount = |options: &str| run_any("mount", &["-t", "fuse.orlop", &image, &at, "-o", options]);
     // Without a link in /sbin, mount.fuse3 runs the program by its name.
     for link in ["/sbin/mount.fuse.orlop", "/usr/local/bin/orlop"] {
         let helper = link.starts_with("/sbin/");
