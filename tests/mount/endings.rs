@@ -27,7 +27,8 @@ fn holds(place: &Place, what: &[u8]) {
 fn a_signal_makes_all_durable_and_leaves_nothing() {
     let Some(place) = Place::new() else { return };
     place.image("disk.vhd", 8);
-    for (signal, word) in [(Signal::TERM, b"term"), (Signal::INT, b"int ")] {
+    let signals = [(Signal::TERM, b"term"), (Signal::INT, b"int "), (Signal::HUP, b"hup ")];
+    for (signal, word) in signals {
         let mut server = place.mount_here("disk.vhd", &[]);
         write(&place, word);
         place.signal(signal);
@@ -174,4 +175,37 @@ fn in_the_background_it_keeps_no_terminal_no_directory_and_a_log() {
     assert_ne!(locked.trim(), "0 kB", "its memory is locked");
     place.umount();
     place.nothing_is_left();
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_told_and_can_be_left() {
+    let Some(place) = Place::new() else { return };
+    place.image("disk.vhd", 8);
+    let mut server = place.mount_here("disk.vhd", &[]);
+    place.signal(Signal::STOP);
+    let said = refused(&place.try_umount(&[]), 7);
+    assert!(said.contains("does not answer") && said.contains("--lazy"), "{said}");
+    let output = place.try_umount(&["--lazy"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    place.nothing_is_left();
+}
+
+#[test]
+fn a_link_to_the_mount_point_does() {
+    let Some(place) = Place::new() else { return };
+    place.image("disk.vhd", 8);
+    std::os::unix::fs::symlink(place.mount_point(), place.path("link")).unwrap();
+    std::os::unix::fs::symlink("link", place.path("link2")).unwrap();
+    let link = place.name("link2");
+    for dead in [false, true] {
+        run(ORLOP, &["mount", &place.name("disk.vhd"), &link]);
+        if dead {
+            place.signal(Signal::KILL);
+            place.until("the server is dead", || fs::metadata(place.disk()).is_err());
+        }
+        run(ORLOP, &["umount", &link]);
+        place.nothing_is_left();
+    }
 }
