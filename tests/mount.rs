@@ -1,6 +1,6 @@
-//! `orlop mount` and `orlop umount` as an admin meets them: what they make, what they undo, and what
-//! they say when it cannot be. After each test neither a mount nor a loop device nor a process may
-//! be left, and after each refusal neither.
+//! `orlop mount` and `orlop umount` as an admin meets them: what they make, what they undo, and
+//! what they say when it cannot be. After each test, and after each refusal, neither a mount nor a
+//! loop device nor a process may be left.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "mount/endings.rs"]

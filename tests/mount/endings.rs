@@ -209,3 +209,24 @@ fn a_link_to_the_mount_point_does() {
         place.nothing_is_left();
     }
 }
+
+#[test]
+fn a_file_the_kernel_serves_by_itself_is_fenced_when_its_server_ends() {
+    let Some(place) = Place::new() else { return };
+    let image = place.image("disk.raw", 8);
+    let mut server = place.mount_here("disk.raw", &["--passthrough"]);
+    let file = File::options().read(true).write(true).open(place.disk()).unwrap();
+    file.write_all_at(b"mine", 0).unwrap();
+    for _ in 0..2 {
+        // The second one: no patience.
+        kill_process(Pid::from_raw(server.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+        place.until("the users are named", || place.log().contains("in use by"));
+    }
+    assert!(server.wait().unwrap().success(), "{}", place.log());
+    let mut bytes = [0; 4];
+    assert!(file.read_exact_at(&mut bytes, 0).is_err(), "it is read past its server");
+    assert!(file.write_all_at(b"late", 0).is_err(), "it is written past its server");
+    drop(file);
+    place.nothing_is_left();
+    assert_eq!(&fs::read(&image).unwrap()[..4], b"mine");
+}

@@ -147,3 +147,30 @@ fn what_a_killed_server_left_is_cleared_with_all_that_lay_on_it() {
     place.umount();
     place.nothing_is_left();
 }
+
+#[test]
+fn a_server_that_must_end_leaves_a_busy_file_system_behind_only_until_its_last_user_goes() {
+    let Some(place) = Place::new() else { return };
+    if !have(&["mkfs.ext4", "e2fsck"]) {
+        return;
+    }
+    with_ext4(&place);
+    let mut server = place.mount_here("disk.raw", &["--mount-fs", &place.name("fs")]);
+    // It answers a little before it has made the rest.
+    place.until("the file system is mounted", || place.path("fs/lost+found").exists());
+    place.until("it is told", || place.info()["file_system"].is_string());
+    fs::write(place.path("fs/kept"), "kept").unwrap();
+    let file = File::create(place.path("fs/open")).unwrap();
+    place.signal(Signal::TERM);
+    let me = format!("(pid {})", std::process::id());
+    place.until("the users are named", || place.log().contains(&me));
+    place.signal(Signal::TERM);
+    assert!(server.wait().unwrap().success(), "{}", place.log());
+    drop(file);
+    place.nothing_is_left();
+    // What was there before the signal was made durable.
+    place.mount("disk.raw", &["--mount-fs", &place.name("fs")]);
+    assert_eq!(fs::read_to_string(place.path("fs/kept")).unwrap(), "kept");
+    place.umount();
+    place.nothing_is_left();
+}
