@@ -157,10 +157,12 @@ class Run:
         self.map[offset:offset + length] = data
 
     def sync(self):
-        if self.dice.random() < 0.5:
-            self.map.flush()
+        # Pages that were mapped and written belong to what a file's sync makes durable.
         os.fsync(self.fd)
         self.flushed, self.since = bytes(self.model), []
+
+    def sync_mapped(self):
+        self.map.flush()
 
     def reopen(self):
         # The last close of a file that was written makes it durable.
@@ -194,7 +196,7 @@ class Run:
                 raise Mismatch("a change of the size was not refused")
 
     WEIGHTS = {"read": 30, "write": 30, "write_durably": 0.3, "punch": 5, "zero": 4,
-               "read_mapped": 10, "write_mapped": 10, "sync": 1, "reopen": 0.3, "seek": 5,
+               "read_mapped": 10, "write_mapped": 10, "sync": 1, "sync_mapped": 0.5, "reopen": 0.3, "seek": 5,
                "refuse": 0.5}
     # A mapping of a dead mount kills its reader.
     SAFE = {"read": 30, "write": 50, "punch": 8, "zero": 6, "sync": 2}
