@@ -17,12 +17,15 @@ pub(super) enum End {
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// In the foreground: the terminal is gone.
+    hang_up: Signal,
 }
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
         let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { interrupt, terminate, hang_up: signal(SignalKind::hangup())? })
     }
 
     /// Comes with the next one.
@@ -30,6 +33,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => (),
             _ = self.terminate.recv() => (),
+            _ = self.hang_up.recv() => (),
         }
     }
 }

@@ -24,6 +24,8 @@ use super::loops;
 
 /// How long a mount may take to say who serves it.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Links to a mount point that are followed.
+const LINKS_MAX: usize = 8;
 /// How long a server may take to commit and end.
 const ENDING: Duration = Duration::from_secs(120);
 
@@ -45,18 +47,16 @@ pub enum Left {
 /// # Errors
 /// What keeps it.
 pub fn leave(at: &Path, lazily: bool) -> Result<Left, LeaveFailure> {
-    let place = orlop_fuse::resolved(at).unwrap_or_else(|| at.to_owned());
-    if orlop_fuse::mounted_at(at).is_none() {
+    let place = place_of(at);
+    if orlop_fuse::mounted_at(&place).is_none() {
         return Err(not_mounted(place));
     }
-    // Asked first, because a dead mount answers at once and a silent one never.
-    let server = match within(ANSWER, &place, Server::of) {
-        Ok(server) => server,
-        Err(_) if orlop_fuse::is_stale(at) => {
-            clear_dead(at)?;
-            return Ok(Left::Stale);
-        }
-        Err(_) if lazily => None,
+    if clear_dead(&place)? {
+        return Ok(Left::Stale);
+    }
+    let (server, silent) = match within(ANSWER, &place, Server::of) {
+        Ok(server) => (server, false),
+        Err(_) if lazily => (None, true),
         Err(error) => return Err(LeaveFailure::Silent { at: place, error }),
     };
     let own = server.as_ref().and_then(|server| server.file_system.clone());
@@ -64,7 +64,8 @@ pub fn leave(at: &Path, lazily: bool) -> Result<Left, LeaveFailure> {
         refuse_if_busy(&place, own.as_deref())?;
     }
     let done = leave_inside(&place, own.as_deref(), lazily)?;
-    if let Err(error) = flush(&place)
+    if !silent
+        && let Err(error) = flush(&place)
         && !lazily
     {
         return Err(LeaveFailure::Flush { at: place.join("disk"), error });
@@ -81,6 +82,19 @@ pub fn leave(at: &Path, lazily: bool) -> Result<Left, LeaveFailure> {
         None => Ok(Left::Unwatched),
         Some(server) => server.wait(place),
     }
+}
+
+/// The mount point that is meant, links followed, without a look at what is mounted there: that
+/// may be dead.
+pub(super) fn place_of(at: &Path) -> PathBuf {
+    let mut place = orlop_fuse::resolved(at).unwrap_or_else(|| at.to_owned());
+    for _ in 0..LINKS_MAX {
+        // A mount is no link, and the kernel says so without asking its server.
+        let Ok(target) = std::fs::read_link(&place) else { break };
+        let target = place.parent().unwrap_or(Path::new("/")).join(target);
+        place = orlop_fuse::resolved(&target).unwrap_or(target);
+    }
+    place
 }
 
 fn not_mounted(at: PathBuf) -> LeaveFailure {
@@ -139,22 +153,24 @@ fn flush(at: &Path) -> io::Result<()> {
 }
 
 /// Clears away what a dead server left at this place: file systems in loop devices over its files,
-/// which can only fail, the devices, and the mount. Says whether there was anything.
+/// which can only fail, the devices, and the mount. Says whether there was anything. A server that
+/// says nothing counts as alive.
 ///
 /// # Errors
 /// What kept it.
 pub fn clear_dead(at: &Path) -> Result<bool, LeaveFailure> {
-    if !orlop_fuse::is_stale(at) {
+    let place = place_of(at);
+    let stale = within(ANSWER, &place, |at| Ok(orlop_fuse::is_stale(at)));
+    if !stale.unwrap_or(false) {
         return Ok(false);
     }
-    let place = orlop_fuse::resolved(at).unwrap_or_else(|| at.to_owned());
     for device in loops::below(&place) {
         for mount in orlop_fuse::mounts().into_iter().rev().filter(|mount| device.holds(mount)) {
             inside::unmount(&mount.point, &device.node(), true)?;
         }
         loops::detach(&device.node())?;
     }
-    Ok(orlop_fuse::clear_stale(at)?)
+    Ok(orlop_fuse::clear_stale(&place)?)
 }
 
 /// Who serves a mount.

@@ -37,7 +37,7 @@ pub use inside::InsideError;
 pub use leave::{Left, clear_dead, leave};
 pub use loops::LoopDevice;
 pub use session::run;
-pub use tool::ToolError;
+pub use tool::{BACKGROUND_MARK, ToolError};
 
 /// How requests come from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

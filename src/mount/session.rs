@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use orlop_fuse::{Bytes, DiskId, Layout, NewDisk, Offset, Options, Window};
+use orlop_fuse::{Bytes, DiskId, Layout, Mount, MountError, NewDisk, Offset, Options, Window};
 
 use super::about::{Chain, ImageAbout, Way};
 use super::ending::{End, Signals};
 use super::failure::MountFailure;
-use super::leave::clear_dead;
+use super::leave::{clear_dead, place_of};
 use super::opening::{self, Opened};
 use super::passing::{Mapped, Passed};
 use super::standing::{Plan, Standing, stand};
@@ -37,11 +37,15 @@ pub fn run(
     wish: &Wish,
     tell: &mut dyn FnMut(&Ready) -> io::Result<()>,
 ) -> Result<(), MountFailure> {
-    let at = &wish.at;
+    let at = &place_of(&wish.at);
     let left =
         |why: super::LeaveFailure| MountFailure::Left { at: at.clone(), why: why.to_string() };
     if clear_dead(at).map_err(left)? {
         tracing::warn!("{}: cleared away what a dead server had left", at.display());
+    }
+    // Before anything touches it: it may hang.
+    if let Some(Mount { kind, source: from, .. }) = orlop_fuse::mounted_at(at) {
+        return Err(MountError::Occupied { at: at.clone(), kind, from }.into());
     }
     // Looked at before the image is: opening one to write may change it.
     orlop_fuse::check_place(at)?;
@@ -125,8 +129,8 @@ async fn serve(
     let ready = Ready { info: about.info(), notices, ..standing.ready() };
     let service =
         Service::new(Arc::clone(&registry), limits, None, tokio::runtime::Handle::current());
-    let end = if let Err(error) = tell(&ready) {
-        tracing::warn!(%error, "nobody waits for the mount any more; it is unmounted");
+    let told = tell(&ready).map_err(failed("it was unmounted again: nobody waits for it"));
+    let end = if told.is_err() {
         End::Asked
     } else {
         if let Some(fresh) = fresh {
@@ -141,10 +145,9 @@ async fn serve(
     };
     let flushed = take_down(standing, end, signals).await;
     registry.drain();
-    let synced = files.close(DISK);
+    let passed = files.close(DISK).map_err(|error| MountFailure::NotDurable(error.to_string()));
     control.remove(EXPORT).await?;
-    synced.map_err(|error| MountFailure::NotDurable(error.to_string()))?;
-    flushed
+    told.and(flushed).and(passed)
 }
 
 /// Never comes back: without its socket, the mount goes on.

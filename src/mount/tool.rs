@@ -11,6 +11,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// The variable that tells a process that it is the one in the background.
+pub const BACKGROUND_MARK: &str = "ORLOP_MOUNT_STAGE";
+
 /// Why a program did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
@@ -54,7 +57,8 @@ pub(super) fn run(
 ) -> Result<String, ToolError> {
     let failed = |error| ToolError::System { program, error };
     let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C");
+    // What the program starts is not this process's background.
+    command.args(arguments).env("LC_ALL", "C").env_remove(BACKGROUND_MARK);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A thread of its own: what it gives up for its child, this one keeps (see `guard`).
     let started = std::thread::scope(|scope| {

@@ -10,9 +10,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use super::super::output::{Exit, Failure};
+use crate::mount::BACKGROUND_MARK;
 
-/// Tells a process that it is the one in the background.
-const MARK: &str = "ORLOP_MOUNT_STAGE";
 /// Its last byte on standard output when the mount answers (ASCII ACK): it cannot be part of what
 /// it says.
 const ANSWERS: u8 = 0x06;
@@ -21,7 +20,7 @@ const JOURNAL: &str = "JOURNAL_STREAM";
 
 /// Whether this is the process that serves in the background.
 pub(super) fn is_there() -> bool {
-    std::env::var_os(MARK).is_some()
+    std::env::var_os(BACKGROUND_MARK).is_some()
 }
 
 /// Starts the other process, and waits until its mount answers or it has ended.
@@ -34,7 +33,7 @@ pub(super) fn launch(out: &mut dyn Write) -> Result<ExitCode, Failure> {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    command.args(arguments).env(MARK, "1").stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(arguments).env(BACKGROUND_MARK, "1").stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut said = Vec::new();
     if let Some(mut pipe) = child.stdout.take() {

@@ -86,10 +86,8 @@ mod tests {
     fn what_mount_runs_is_understood() {
         for (line, ordinary) in [
             (
-                "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -o ro,nosuid,partition=2,user,_netdev",
-                Some(
-                    "orlop mount --mount-codes -o ro,nosuid,partition=2,user,_netdev /x/d.vhd /mnt/x",
-                ),
+                "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -o ro,partition=2,user,_netdev",
+                Some("orlop mount --mount-codes -o ro,partition=2,user,_netdev /x/d.vhd /mnt/x"),
             ),
             (
                 "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -n -v -o rw -t fuse.orlop",

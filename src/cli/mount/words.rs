@@ -107,3 +107,63 @@ fn transport(value: &str) -> Result<TransportArg, String> {
         _ => Err(format!("transport={value} is none of auto, classic, uring")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::apply;
+    use crate::cli::mount::MountOptions;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: MountOptions,
+    }
+
+    fn with(words: &str) -> Result<MountOptions, String> {
+        let mut options = Line::parse_from(["mount", "x.vhd", "/mnt"]).options;
+        apply(words, &mut options).map(|()| options)
+    }
+
+    #[test]
+    fn words_mean_what_the_options_mean() {
+        let options = with(
+            "ro,allow_other,partition=2,nbd=/s,mount_fs=/fs,attach_loop,threads=4,format=raw,\
+             allow_parent=/a,allow_parent=/b,passthrough,log=/l",
+        );
+        let options = options.expect("all of them are known");
+        assert!(options.read_only && options.allow_other && options.loop_device);
+        assert!(options.passthrough);
+        assert_eq!((options.partition, options.threads), (Some(2), 4));
+        assert_eq!(options.mount_fs.as_deref(), Some(Path::new("/fs")));
+        assert_eq!(options.overlay, None);
+        assert_eq!(with("overlay=tmp").unwrap().overlay.as_deref(), Some(Path::new("tmp")));
+    }
+
+    #[test]
+    fn what_fstab_says_to_others_is_passed_over() {
+        let said = "defaults,rw,noauto,nofail,_netdev,user,user=me,nosuid,nodev,noexec,relatime,\
+                    x-systemd.automount,x-systemd.idle-timeout=60,comment=mine,,dev,suid";
+        assert!(!with(said).expect("all of them are passed over").read_only);
+    }
+
+    #[test]
+    fn a_word_that_is_not_known_is_not_passed_over() {
+        for (words, about) in [
+            ("r0", "\"r0\" means nothing"),
+            ("ro=1", "\"ro=1\" means nothing"),
+            ("partition", "partition needs a value"),
+            ("partition=x", "no whole number"),
+            ("overlay=", "overlay needs a value"),
+            ("threads=17", "1..=16"),
+            ("transport=fast", "none of auto"),
+            ("format=qcow2", "no format"),
+        ] {
+            let said = with(words).map(drop).expect_err(words);
+            assert!(said.contains(about), "{words}: {said}");
+        }
+    }
+}
