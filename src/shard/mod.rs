@@ -9,6 +9,7 @@ mod mailbox;
 mod own;
 mod run;
 mod seats;
+mod stalled;
 mod stepped;
 
 pub use client::{Client, Context, Fate};
