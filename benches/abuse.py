@@ -7,7 +7,9 @@ by the seed. The client connects first; then one process misbehaves until the cl
 Abuse that is work and not just waiting goes at a steady pace: it is to be seen what the server's
 part costs others, not what another program does with the processors. Then a new client knocks,
 under the same abuse. Printed: medians over the rounds, their ratios to those of 'quiet' ('again' is
-quiet too, and tells how much of a ratio is chance), and the most memory the server had resident.
+quiet too, and tells how much of a ratio is chance), the longest a request took (a client that is
+stopped for seconds has fine percentiles: it asks little meanwhile), and the most memory the server
+had resident.
 
     ORLOP=target/release/orlop benches/abuse.py [--rounds N] [--time SECS] [--pace N] [--seed N]
 
@@ -288,7 +290,7 @@ def measure(orlop, folder, kind, depth, settings):
         server.close()
     told = report['total']['latency_us']
     return {
-        'p50': told['p50'], 'p99': told['p99'], 'knock_ms': knock_ms,
+        'p50': told['p50'], 'p99': told['p99'], 'max_ms': told['max'] / 1000, 'knock_ms': knock_ms,
         'cpu': report['cpu']['server_us_per_op'] if report.get('cpu') else 0,
         'rss_mib': server.most / 1024,
     }
@@ -299,14 +301,16 @@ def tell(results):
         return statistics.median(found[key] for found in results[kind, depth])
 
     head = [f'{key} qd {depth}' for depth in DEPTHS for key in ('p50', 'p99')]
-    print('| abuse |', ' | '.join(head), '| server us/op, qd 1 | new client, ms | resident, MiB |')
-    print('| --- ' * (len(head) + 4) + '|')
+    head += ['longest, ms', 'server us/op, qd 1', 'new client, ms', 'resident, MiB']
+    print('| abuse |', ' | '.join(head), '|')
+    print('| --- ' * (len(head) + 1) + '|')
     for kind in ABUSES:
         row = [kind]
         for depth in DEPTHS:
             for key in ('p50', 'p99'):
                 found = median(kind, depth, key)
                 row.append(f'{found:.1f} ({found / median("quiet", depth, key):.2f})')
+        row.append(' and '.join(f'{median(kind, depth, "max_ms"):.0f}' for depth in DEPTHS))
         row.append(f'{median(kind, 1, "cpu"):.1f}')
         row.append(f'{median(kind, 1, "knock_ms"):.1f}')
         most = max(found['rss_mib'] for depth in DEPTHS for found in results[kind, depth])

@@ -107,15 +107,31 @@ impl Arena {
     /// Takes `len` bytes, 4 KiB-aligned. `None` when no run that long is free: try again after a
     /// lease was given back. The bytes hold whatever the last user left.
     pub fn take(&mut self, len: u32) -> Option<Lease> {
-        let small = len <= self.books[0].len() / 8;
-        let order = if small { [REGISTERED, LARGE] } else { [LARGE, REGISTERED] };
-        for region in order {
-            if let Some(block) = self.books[usize::from(region.0)].take(len) {
-                self.lent += 1;
-                return Some(Lease { span: Span { region, start: block.start(), len }, block });
-            }
-        }
-        None
+        // Large leases leave the first region to small ones, unless they fit nowhere else.
+        let block = len.max(GRAIN).checked_next_power_of_two();
+        let fits_large = block.is_some_and(|block| block <= self.books[1].len());
+        let order: &[RegionId] = match (self.is_small(len), fits_large) {
+            (true, _) => &[REGISTERED, LARGE],
+            (false, true) => &[LARGE],
+            (false, false) => &[REGISTERED],
+        };
+        order.iter().find_map(|region| self.take_from(*region, len))
+    }
+
+    /// Takes `len` bytes for a small lease, and nothing of what large ones wait for.
+    pub fn take_apart(&mut self, len: u32) -> Option<Lease> {
+        self.take_from(REGISTERED, len)
+    }
+
+    fn take_from(&mut self, region: RegionId, len: u32) -> Option<Lease> {
+        let block = self.books[usize::from(region.0)].take(len)?;
+        self.lent += 1;
+        Some(Lease { span: Span { region, start: block.start(), len }, block })
+    }
+
+    /// Whether a lease of so many bytes may come from the region that large ones leave alone.
+    pub fn is_small(&self, len: u32) -> bool {
+        len <= self.books[0].len() / 8
     }
 
     /// Takes a lease back. Everything that named its bytes must be over (I6).
@@ -284,6 +300,21 @@ mod tests {
         arena.give(a);
         arena.give(b);
         assert_eq!(arena.lent(), 0);
+    }
+
+    #[test]
+    fn large_leases_leave_the_registered_region_alone_unless_they_fit_nowhere_else() {
+        let mut arena = small();
+        let all = arena.take(16 << 20).unwrap();
+        assert_eq!(arena.take(1 << 20), None);
+        let apart = arena.take_apart(4096).unwrap();
+        assert_eq!(apart.span().region, REGISTERED);
+        [all, apart].into_iter().for_each(|lease| arena.give(lease));
+        let size = ArenaSize { registered_bytes: 4 << 20, large_bytes: 3 << 20 };
+        let mut arena = Arena::new(size).unwrap();
+        let lease = arena.take(5 << 19).unwrap();
+        assert_eq!(lease.span().region, REGISTERED);
+        arena.give(lease);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::stalled::{Class, Stalled};
 use super::watch::{Changes, Watch, Watches};
 use crate::engine::Disk;
 use crate::engine::effect::IoError;
@@ -80,7 +81,7 @@ pub struct Context<'a> {
     pub(super) socket: Option<SocketId>,
     pub(super) key: u32,
     pub(super) now: Instant,
-    pub(super) stalled: &'a mut std::collections::VecDeque<u32>,
+    pub(super) stalled: &'a mut Stalled,
     pub(super) freed: &'a mut bool,
     pub(super) refused: &'a mut bool,
     pub(super) place: usize,
@@ -121,19 +122,20 @@ impl Context<'_> {
     /// Takes memory. `None`: there is none now, and `unstall` will come when there may be.
     pub fn take(&mut self, len: u32) -> Option<Lease> {
         // Whoever waits already comes first, or large requests would starve.
-        let first = self.stalled.front().copied();
-        let may_take = first.is_none_or(|first| first == self.key);
-        let lease = if may_take { self.arena.take(len) } else { None };
+        let class = Class::of(self.arena, len);
+        let may_take = self.stalled.front(class).is_none_or(|first| first == self.key);
+        let large_wait = self.stalled.front(Class::Large).is_some();
+        let lease = match class {
+            _ if !may_take => None,
+            Class::Small if large_wait => self.arena.take_apart(len),
+            _ => self.arena.take(len),
+        };
         if lease.is_some() {
             // Its turn is over: what it wants next waits behind the others.
-            if self.stalled.pop_front().is_some() {
-                *self.freed = true;
-            }
+            *self.freed |= self.stalled.leave(self.key);
         } else {
             *self.refused = true;
-            if !self.stalled.contains(&self.key) {
-                self.stalled.push_back(self.key);
-            }
+            self.stalled.wait(self.key, class);
         }
         lease
     }

@@ -10,6 +10,7 @@ mod nudge;
 mod own;
 mod run;
 mod seats;
+mod stalled;
 mod stepped;
 mod watch;
 

@@ -1,6 +1,5 @@
 //! The loop of a shard: wait, hand out what happened, let disks and clients go on, send.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
 use super::nudge::Belfry;
 use super::own::{OWN, OwnRequests};
 use super::seats::{ClientSeat, DiskSeat, Dues, Line};
+use super::stalled::{Class, Stalled};
 use super::watch::{Changes, Next};
 use crate::engine::request::{Answer, Fault, RequestId};
 use crate::host::memory::Arena;
@@ -44,7 +44,7 @@ pub(super) struct Shard {
     /// Who owns a socket.
     sockets: Vec<Option<usize>>,
     touched: Vec<usize>,
-    stalled: VecDeque<u32>,
+    stalled: Stalled,
     /// The client called last was refused memory.
     refused: bool,
     replies: Vec<(usize, RequestId, Result<Answer, Fault>)>,
@@ -80,7 +80,7 @@ impl Shard {
             attached: 0,
             sockets: Vec::new(),
             touched: Vec::new(),
-            stalled: VecDeque::new(),
+            stalled: Stalled::default(),
             refused: false,
             replies: Vec::new(),
             changes: Changes::new(waker),
@@ -300,7 +300,7 @@ impl Shard {
         self.disks[seat.disk].clients -= 1;
         self.disks[seat.disk].watches.retain(|(watcher, _)| *watcher as usize != key);
         seat.client.closed(&mut self.arena);
-        self.stalled.retain(|other| *other as usize != key);
+        self.stalled.leave(key as u32);
         self.touched.retain(|other| *other != key);
         self.freed = true;
     }
@@ -380,13 +380,18 @@ impl Shard {
             self.freed = true;
             return true;
         }
-        let Some(key) = self.stalled.front().copied() else { return false };
+        Class::ALL.into_iter().any(|class| self.unstall_first(class))
+    }
+
+    /// Whether the first of a queue got memory, or made way for the next.
+    fn unstall_first(&mut self, class: Class) -> bool {
+        let Some(key) = self.stalled.front(class) else { return false };
         // It stays in front while it tries, so that it may take.
         self.refused = false;
         self.call_key(key as usize, |client, cx| client.unstall(cx));
         if !self.refused {
-            self.stalled.retain(|other| *other != key);
-        } else if self.stalled.front() == Some(&key) {
+            self.stalled.leave(key);
+        } else if self.stalled.front(class) == Some(key) {
             return false;
         }
         self.freed = true;

@@ -1,0 +1,95 @@
+//! Who waits for memory, in the order in which they asked.
+//!
+//! Small requests and large ones wait apart: a client that reads 4 KiB must not stand behind
+//! hundreds that announced 64 MiB each and never send them. Refuses to know how much there is.
+
+use std::collections::VecDeque;
+
+use crate::host::memory::Arena;
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Memory of the region that large leases never get.
+    Small,
+    /// Any more.
+    Large,
+}
+
+impl Class {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::Small, Self::Large];
+
+    /// That of a lease of so many bytes.
+    pub(super) fn of(arena: &Arena, len: u32) -> Self {
+        if arena.is_small(len) { Self::Small } else { Self::Large }
+    }
+}
+
+/// The two queues. A client is in one of them, once, or in none.
+#[derive(Debug, Default)]
+pub(super) struct Stalled {
+    small: VecDeque<u32>,
+    large: VecDeque<u32>,
+}
+
+impl Stalled {
+    const fn queue(&self, class: Class) -> &VecDeque<u32> {
+        match class {
+            Class::Small => &self.small,
+            Class::Large => &self.large,
+        }
+    }
+
+    /// Who waits longest.
+    pub(super) fn front(&self, class: Class) -> Option<u32> {
+        self.queue(class).front().copied()
+    }
+
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.large.is_empty()
+    }
+
+    /// Keeps its place, or takes the last one.
+    pub(super) fn wait(&mut self, key: u32, class: Class) {
+        if self.queue(class).contains(&key) {
+            return;
+        }
+        // What it waited for before was refused meanwhile: in front there, it would be in the way.
+        self.leave(key);
+        match class {
+            Class::Small => self.small.push_back(key),
+            Class::Large => self.large.push_back(key),
+        }
+    }
+
+    /// Waits no more; whether it did.
+    pub(super) fn leave(&mut self, key: u32) -> bool {
+        let before = self.small.len() + self.large.len();
+        for queue in [&mut self.small, &mut self.large] {
+            queue.retain(|other| *other != key);
+        }
+        self.small.len() + self.large.len() < before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Class, Stalled};
+
+    #[test]
+    fn each_size_has_its_own_order_and_nobody_stands_in_both() {
+        let mut stalled = Stalled::default();
+        for key in [7, 8, 7] {
+            stalled.wait(key, Class::Large);
+        }
+        stalled.wait(9, Class::Small);
+        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [Some(9), Some(7)]);
+        stalled.wait(7, Class::Small);
+        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [Some(9), Some(8)]);
+        assert!(stalled.leave(9) && stalled.leave(8) && !stalled.leave(8));
+        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [Some(7), None]);
+        assert!(stalled.leave(7) && stalled.is_empty());
+    }
+}
