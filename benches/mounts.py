@@ -169,7 +169,9 @@ class Bench:
             words += ["--ioengine=" + ("psync" if depth == 1 else "libaio"), "--direct=1",
                       f"--filename={contestant.target}"]
         before, start = contestant.cpu_s(), os.times()
-        told = json.loads(run(*words))["jobs"][0]
+        # Some engines talk before.
+        said = run(*words)
+        told = json.loads(said[said.index("{"):])["jobs"][0]
         server = contestant.cpu_s() - before
         client = os.times().children_user + os.times().children_system
         client -= start.children_user + start.children_system
@@ -238,7 +240,7 @@ def nbdfuse(contestant):
 
 def vhdimount(contestant):
     image, place = contestant.image(contestant.bench.vhd), contestant.place()
-    process = contestant.start("vhdimount", "-f", image, place)
+    process = contestant.start("vhdimount", image, place)
     wait_for("vhdimount", lambda: os.path.exists(place + "/vhdi1"))
     contestant.processes.remove(process)
     process.wait()

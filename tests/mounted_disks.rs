@@ -80,11 +80,9 @@ fn fio_finds_nothing(kind: Kind) {
         }
     }
     // fio trims devices only.
-    let device = Loop::new(&mounted.disk(), 0);
-    for (engine, depth, direct) in
-        [("psync", 1, true), ("libaio", 4, true), ("io_uring", 16, true), ("libaio", 64, false)]
-    {
-        fio(Path::new(&device.0), engine, depth, direct, "randtrimwrite");
+    let device = Loop::new(&mounted.disk(), 0, 32 * MIB);
+    for (engine, depth) in [("psync", 1), ("libaio", 4), ("io_uring", 16), ("libaio", 64)] {
+        fio(Path::new(&device.0), engine, depth, true, "randtrimwrite");
     }
     device.close();
     mounted.close();
@@ -120,7 +118,10 @@ fn file_system_lives(kind: Kind, mkfs: &[&str], fsck: &[&str], mount: &[&str]) {
     std::fs::write(&table, "label: gpt\nstart=1MiB, type=L\n").unwrap();
     let shell = format!("sfdisk --quiet --no-reread {} < {}", text(&mounted.disk()), text(&table));
     run("sh", &["-c", &shell]);
-    let device = Loop::new(&mounted.disk(), START);
+    mounted.close();
+    let mounted = Mounted::new(&path, &[]);
+    let len = mounted.path("p1").metadata().unwrap().len();
+    let device = Loop::new(&mounted.disk(), START, len);
     run(mkfs[0], &[&mkfs[1..], &[&device.0]].concat());
     let inside = FileSystem::new(&device.0, mount);
     for number in 0..24 {

@@ -3,7 +3,7 @@
 //! Refuses to carry anything: what is wanted lies in a queue that the client and its callers share.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::host::Waker;
 
@@ -32,12 +32,35 @@ impl Bell {
 /// Bells that have rung since the shard looked. A bell is in it once, so it is no longer than there
 /// are clients.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Belfry(Arc<Mutex<Vec<Arc<Bell>>>>);
+pub(super) struct Belfry(Arc<Tower>);
+
+#[derive(Debug, Default)]
+struct Tower {
+    rung: Mutex<Vec<Arc<Bell>>>,
+    /// The shard looks here before it sleeps, so it need not be woken: a system call less.
+    awake: AtomicBool,
+}
 
 impl Belfry {
+    fn rung(&self) -> MutexGuard<'_, Vec<Arc<Bell>>> {
+        self.0.rung.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shard is about to sleep, and may if this is true: whoever rings from now on wakes it.
+    pub(super) fn may_sleep(&self) -> bool {
+        // Before looking: who rings takes the lock before asking whether the shard is awake.
+        self.0.awake.store(false, Ordering::SeqCst);
+        self.rung().is_empty()
+    }
+
+    /// The shard is up, and will look before it sleeps.
+    pub(super) fn is_up(&self) {
+        self.0.awake.store(true, Ordering::SeqCst);
+    }
+
     /// The keys of the clients that are to be called.
     pub(super) fn answer(&self) -> Vec<usize> {
-        let rung = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let rung = std::mem::take(&mut *self.rung());
         let mut keys = Vec::with_capacity(rung.len());
         for bell in rung {
             // Before the client looks into its queue, so that what comes later rings again.
@@ -74,9 +97,9 @@ impl Nudge {
         if self.bell.rung.swap(true, Ordering::AcqRel) {
             return;
         }
-        let mut rung = self.belfry.0.lock().unwrap_or_else(PoisonError::into_inner);
-        rung.push(self.bell());
-        drop(rung);
-        self.waker.wake();
+        self.belfry.rung().push(self.bell());
+        if !self.belfry.0.awake.load(Ordering::SeqCst) {
+            self.waker.wake();
+        }
     }
 }

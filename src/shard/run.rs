@@ -93,9 +93,12 @@ impl Shard {
     pub(super) fn run(mut self) {
         let mut events = Vec::new();
         loop {
+            let timeout =
+                if self.belfry.may_sleep() { self.timeout() } else { Some(Duration::ZERO) };
             self.host
-                .wait(self.timeout(), &mut events)
+                .wait(timeout, &mut events)
                 .expect("a host that cannot wait any more has lost what is in flight");
+            self.belfry.is_up();
             if self.turn(&mut events, Instant::now()) {
                 return;
             }
@@ -108,6 +111,9 @@ impl Shard {
         self.now = now;
         for event in events.drain(..) {
             self.dispatch(event);
+        }
+        for key in self.belfry.answer() {
+            self.call_key(key, |client, cx| client.nudged(cx));
         }
         self.call_the_due();
         self.pump();
@@ -142,9 +148,6 @@ impl Shard {
             Event::Woken => {
                 self.read_mail();
                 self.go_on_with_changes();
-                for key in self.belfry.answer() {
-                    self.call_key(key, |client, cx| client.nudged(cx));
-                }
             }
         }
     }

@@ -105,8 +105,8 @@ pub(crate) struct Hunt {
     pub(crate) lives: u64,
 }
 
-/// Lives lives with a bug built in until one shows it, for at most so many states. What random lives
-/// meet too rarely gets its own workload.
+/// Lives lives with a bug built in until one shows it, for at most so many states. What random
+/// lives meet too rarely gets its own workload.
 pub(crate) fn hunt(bug: Bug, seed: u64, states: u64) -> (Hunt, Option<Violation>) {
     let mut hunt = Hunt { bug, killer: None, tally: Tally::default(), lives: 0 };
     if bug == Bug::FailedCommitRemembered {

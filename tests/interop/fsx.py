@@ -173,6 +173,8 @@ class Run:
 
     def seek(self):
         start = self.dice.randrange(self.size)
+        # The kernel does not tell of pages that were mapped and written and are its own still.
+        self.map.flush()
         try:
             data = os.lseek(self.fd, start, os.SEEK_DATA)
         except OSError as error:

@@ -93,10 +93,11 @@ impl Drop for Mounted {
 pub struct Loop(pub String);
 
 impl Loop {
-    pub fn new(file: &Path, offset: u64) -> Self {
-        let offset = offset.to_string();
-        let options = ["--find", "--show", "--direct-io=on", "--offset", &offset, text(file)];
-        Self(run("losetup", &options).trim().to_owned())
+    pub fn new(file: &Path, offset: u64, len: u64) -> Self {
+        let (offset, len) = (offset.to_string(), len.to_string());
+        let part = ["--offset", &offset, "--sizelimit", &len, text(file)];
+        let options = ["--find", "--show", "--direct-io=on"];
+        Self(run("losetup", &[&options[..], &part].concat()).trim().to_owned())
     }
 
     /// Detaches it, and waits until the kernel has let go.
