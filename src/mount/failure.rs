@@ -45,7 +45,7 @@ pub enum MountFailure {
         /// The mount point.
         at: PathBuf,
         /// What a look at it gave.
-        error: io::Error,
+        error: ToolError,
     },
     /// No transport of the kind that was asked for.
     #[error("--transport {asked}: {why}")]

@@ -6,10 +6,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::UnmountFlags;
-
 use super::loops;
-use super::tool::{self, ToolError};
+use super::tool::{self, LONG_PATIENCE, ToolError};
 
 /// A loop device over a file, and perhaps a mounted file system on it.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ pub enum InsideError {
         /// Where it is mounted.
         at: PathBuf,
         /// Why.
-        error: std::io::Error,
+        error: ToolError,
     },
 }
 
@@ -107,10 +105,15 @@ pub(super) fn unmount(at: &Path, node: &Path, lazily: bool) -> Result<(), Inside
         tracing::debug!("{} is no longer on {}", node.display(), at.display());
         return Ok(());
     }
-    let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-    match rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::BUSY) => Err(InsideError::Busy(at.to_owned())),
-        Err(errno) => Err(InsideError::Failed { at: at.to_owned(), error: errno.into() }),
+    // Not followed, not looked at: what lies below may be dead.
+    let mut words = vec![OsStr::new("--no-canonicalize"), OsStr::new("--internal-only")];
+    words.extend(lazily.then_some(OsStr::new("--lazy")));
+    words.extend([OsStr::new("--"), at.as_os_str()]);
+    match tool::run_for(LONG_PATIENCE, "umount", &words) {
+        Ok(_) => Ok(()),
+        Err(ToolError::Failed { said, .. }) if said.contains("busy") => {
+            Err(InsideError::Busy(at.to_owned()))
+        }
+        Err(error) => Err(InsideError::Failed { at: at.to_owned(), error }),
     }
 }

@@ -217,7 +217,7 @@ impl Server {
 }
 
 /// Asks something that may never answer.
-pub(super) fn within<T: Send + 'static>(
+fn within<T: Send + 'static>(
     limit: Duration,
     at: &Path,
     ask: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,

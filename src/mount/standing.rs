@@ -1,10 +1,9 @@
 //! A mount that stands, with what lies on it; and how it is taken down.
 //!
-//! Blocks: it waits for the kernel, for programs, and for requests that other threads of this
-//! process answer. Never to be called on one of those.
+//! Blocks: it waits for the kernel and for programs. Never to be called on a thread that answers
+//! requests, and never itself a user of the mount: see `tool`.
 
-use std::fs::File;
-use std::io;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,12 +18,10 @@ use super::busy;
 use super::ending::End;
 use super::failure::MountFailure;
 use super::inside::Inside;
-use super::leave::within;
 use super::passing::Mapped;
 use super::session::DISK;
+use super::tool::{self, LONG_PATIENCE, ToolError};
 
-/// How long a fresh mount may take to answer.
-const ANSWER: Duration = Duration::from_secs(30);
 /// How long those who keep a mount busy have, when its server is to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is tried meanwhile.
@@ -56,15 +53,11 @@ pub(super) fn stand(plan: Plan) -> Result<Standing, MountFailure> {
     let over = file_system.as_ref().map(|_| file_with(&disk.windows)).transpose()?;
     let mounted = orlop_fuse::mount(port, &at, &options, std::slice::from_ref(&disk))?;
     let at = mounted.at().to_owned();
-    let answered = within(ANSWER, &at, |at| {
-        std::fs::read(at.join("info.json"))?;
-        std::fs::metadata(at.join("disk"))
-    });
     let mut files = vec!["disk".to_owned()];
     files.extend(disk.windows.iter().map(|window| format!("p{}", window.number)));
     let mut standing = Standing { inside: None, mounted: Arc::new(mounted), files };
     mapped.are_of(&standing.mounted);
-    answered.map_err(|error| MountFailure::Silent { at: at.clone(), error })?;
+    see_that_it_answers(&at)?;
     if loop_device || file_system.is_some() {
         let step = if file_system.is_some() { "--mount-fs" } else { "--loop" };
         let file = over.as_deref().unwrap_or("disk");
@@ -72,6 +65,17 @@ pub(super) fn stand(plan: Plan) -> Result<Standing, MountFailure> {
         standing.inside = Some(made.map_err(|error| MountFailure::Inside { step, error })?);
     }
     Ok(standing)
+}
+
+fn see_that_it_answers(at: &Path) -> Result<(), MountFailure> {
+    match tool::run("cat", &[OsStr::new("--"), at.join("status").as_os_str()]) {
+        Ok(_) => Ok(()),
+        Err(ToolError::Missing { program }) => {
+            tracing::debug!("no {program}: whether the mount answers, its users will see");
+            Ok(())
+        }
+        Err(error) => Err(MountFailure::Silent { at: at.to_owned(), error }),
+    }
 }
 
 /// The file with the file system that is meant.
@@ -144,11 +148,20 @@ impl Standing {
     }
 
     /// Makes durable what was written so far, mapped pages and the file system inside included.
-    fn flush(&self) -> io::Result<()> {
-        if let Some(at) = self.inside.as_ref().and_then(Inside::file_system) {
-            rustix::fs::syncfs(File::open(at)?)?;
+    fn flush(&self) -> Result<(), ToolError> {
+        let inside = self.inside.as_ref().and_then(Inside::file_system);
+        let disk = self.mounted.at().join("disk");
+        for (what, path) in [(Some("--file-system"), inside), (None, Some(&*disk))] {
+            let Some(path) = path else { continue };
+            let words = what.into_iter().chain(["--"]).map(OsStr::new);
+            let words: Vec<&OsStr> = words.chain([path.as_os_str()]).collect();
+            match tool::run_for(LONG_PATIENCE, "sync", &words) {
+                // What programs have mapped and changed comes with the end of the mount then.
+                Err(ToolError::Missing { program }) => tracing::debug!("no {program}"),
+                result => drop(result?),
+            }
         }
-        File::open(self.mounted.at().join("disk"))?.sync_all()
+        Ok(())
     }
 
     /// Unmounts if nobody uses it; else says who does.

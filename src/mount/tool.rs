@@ -1,13 +1,20 @@
-//! Programs of the system that are run for a mount: losetup, mount, umount.
+//! Programs of the system that are run for a mount: losetup, mount, umount, sync, cat.
+//!
+//! They are also how a server looks at its own mount. A thread that waits for a request which its
+//! own process was to answer cannot be killed: /dev/fuse closes with the process's last thread, and
+//! that one waits for it. A child that waits is let go when the server dies.
 //!
 //! Refuses to wait for ever, and to let a program see more of this process than it needs.
 
+use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a program may take. They wait for the disk, and a disk may be slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one may take that writes all that was kept in memory.
+pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -18,7 +25,7 @@ pub const BACKGROUND_MARK: &str = "ORLOP_MOUNT_STAGE";
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     /// It is not installed.
-    #[error("{program} is not installed (it is part of util-linux)")]
+    #[error("{program} is not installed (it is part of util-linux or coreutils)")]
     Missing {
         /// The program.
         program: &'static str,
@@ -40,10 +47,12 @@ pub enum ToolError {
         said: String,
     },
     /// It did not come to an end.
-    #[error("{program} did not end within {} seconds", PATIENCE.as_secs())]
+    #[error("{program} did not end within {} seconds", after.as_secs())]
     Hangs {
         /// The program.
         program: &'static str,
+        /// How long it had.
+        after: Duration,
     },
 }
 
@@ -51,9 +60,18 @@ pub enum ToolError {
 ///
 /// # Errors
 /// [`ToolError`].
-pub(super) fn run(
+pub(super) fn run(program: &'static str, arguments: &[&OsStr]) -> Result<String, ToolError> {
+    run_for(PATIENCE, program, arguments)
+}
+
+/// The same, with a patience of its own.
+///
+/// # Errors
+/// [`ToolError`].
+pub(super) fn run_for(
+    after: Duration,
     program: &'static str,
-    arguments: &[&std::ffi::OsStr],
+    arguments: &[&OsStr],
 ) -> Result<String, ToolError> {
     let failed = |error| ToolError::System { program, error };
     let mut command = Command::new(program);
@@ -72,14 +90,14 @@ pub(super) fn run(
         io::ErrorKind::NotFound => ToolError::Missing { program },
         _ => failed(error),
     })?;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + after;
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),
             Ok(None) => {
                 give_up(child);
-                return Err(ToolError::Hangs { program });
+                return Err(ToolError::Hangs { program, after });
             }
             Err(error) => return Err(failed(error)),
         }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -99,7 +100,8 @@ impl Place {
         let log = fs::File::create(self.path("log")).unwrap();
         let mut command = Command::new(ORLOP);
         command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let mut child = command.spawn().expect("the program under test starts");
+        // Of its own: the kernel ends a stopped process whose group loses its last parent.
+        let mut child = command.process_group(0).spawn().expect("the program under test starts");
         let start = Instant::now();
         while fs::read(self.path("m/info.json")).is_err() {
             let ended = child.try_wait().unwrap();
