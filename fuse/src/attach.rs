@@ -13,12 +13,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rustix::io::Errno as OsError;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::mountinfo::{Mount, topmost};
+use crate::ring::RingHost;
 use crate::tree::{Layout, TreeError};
 
 /// What the table of mounts calls this kind of mount.
@@ -56,6 +58,8 @@ pub struct Options {
     pub route: Route,
     /// The device; another one only in tests.
     pub device: PathBuf,
+    /// Rings that are to carry the requests where the kernel offers it. They pass no file through.
+    pub ring: Option<Arc<dyn RingHost>>,
 }
 
 impl Default for Options {
@@ -69,6 +73,7 @@ impl Default for Options {
             threads: 2,
             route: Route::Auto,
             device: PathBuf::from("/dev/fuse"),
+            ring: None,
         }
     }
 }
