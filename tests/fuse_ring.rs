@@ -1,26 +1,63 @@
-//! FUSE over io_uring, against the kernel: what a mount answers, what becomes of failures, and that
-//! no mount is ever left hanging.
+//! FUSE over io_uring against the kernel: the FUSE crate's own tests over rings, and what becomes
+//! of rings that fail.
 //!
-//! Needs root, /dev/fuse and the fuse module's parameter `enable_uring`; that is set to Y while
-//! these tests run and put back. One lock keeps them apart from each other.
+//! Needs root, /dev/fuse and a kernel with FUSE over io_uring; skips aloud without. The fuse
+//! module's parameter `enable_uring` is Y while this process lives.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+extern crate fuse as orlop_fuse;
+
+mod fuse_ring {
+    pub(crate) mod faults;
+    pub(crate) mod traffic;
+}
 
 #[path = "../fuse/tests/common/mod.rs"]
 mod common;
+#[path = "../fuse/tests/files.rs"]
+mod files;
+#[path = "../fuse/tests/fio.rs"]
+mod fio;
+#[path = "../fuse/tests/live.rs"]
+mod live;
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+/// Rings for every mount of these tests.
+mod ring {
+    use std::fs;
+    use std::process::{Child, Command, Stdio};
+    use std::sync::{Arc, OnceLock};
 
-use common::{DISK, Fixture, Memory, Mood, can_mount, new_disk};
-use orlop::transport::fuse_ring::Rings;
-use orlop_fuse::ring::{Connection, RingHost};
-use orlop_fuse::{Layout, Options, Transport};
+    use orlop::transport::fuse_ring::Rings;
+    use orlop_fuse::RingHost;
 
-fn main_options(ring: Arc<dyn RingHost>) -> Options {
-    Options { layout: Layout::Single, ring: Some(ring), ..Options::default() }
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+    /// Puts the switch back when this process is gone, however it ends: its input closes then.
+    static RESTORER: OnceLock<Option<Child>> = OnceLock::new();
+
+    pub(crate) fn chosen() -> Option<Arc<dyn RingHost>> {
+        is_on().then(|| Arc::new(Rings::default()) as Arc<dyn RingHost>)
+    }
+
+    /// Whether the kernel can; says so aloud where it cannot.
+    pub(crate) fn is_on() -> bool {
+        RESTORER.get_or_init(switch_on);
+        let on = fs::read_to_string(SWITCH).is_ok_and(|value| value.trim() == "Y");
+        if !on {
+            eprintln!("skipped: this kernel has no FUSE over io_uring");
+        }
+        on
+    }
+
+    fn switch_on() -> Option<Child> {
+        if fs::read_to_string(SWITCH).ok()?.trim() == "Y" {
+            return None;
+        }
+        let script = format!("trap '' INT TERM HUP; cat >/dev/null; echo N > {SWITCH}");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let restorer = shell.stderr(Stdio::null()).spawn().ok()?;
+        fs::write(SWITCH, "Y").ok()?;
+        Some(restorer)
+    }
 }
-
-#[test]
-fn t() {}

@@ -21,7 +21,7 @@ use io_uring::register::Restriction;
 use io_uring::squeue::{Entry128, Flags};
 use io_uring::types::Fixed;
 use io_uring::{IoUring, opcode};
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, PollFlags};
 use rustix::io::Errno;
 use rustix::thread::CpuSet;
 
@@ -36,9 +36,11 @@ pub use home::Answer;
 
 /// Registered files: the connection, and the wake-up's counter.
 const FUSE: u32 = 0;
+const CONNECTION: Fixed = Fixed(FUSE);
 const BELL: Fixed = Fixed(1);
-/// User data of the wake-up; entries have their index.
+/// User data of the wake-up and of the watch for the connection's end; entries have their index.
 const WAKE: u64 = u64::MAX;
+const END: u64 = u64::MAX - 1;
 /// Entries of one ring at most: so many queues, so deep.
 const ENTRIES_MAX: usize = 4096;
 /// Where the system says which processors may ever be there.
@@ -98,8 +100,7 @@ fn spawn<S: Serve>(shape: Shape, fuse: BorrowedFd<'_>, serve: &Arc<S>) -> io::Re
     let rings = shape.rings.clamp(1, queues.max(1));
     let (tell, told) = sync_channel(usize::from(rings));
     for number in 0..rings {
-        let own: Vec<QueueNo> =
-            (number..queues).step_by(usize::from(rings)).map(QueueNo).collect();
+        let own: Vec<QueueNo> = (number..queues).step_by(usize::from(rings)).map(QueueNo).collect();
         let (fuse, serve, tell) = (fuse.try_clone_to_owned()?, Arc::clone(serve), tell.clone());
         let run = move || run(shape, &own, fuse, &*serve, &tell);
         let builder = std::thread::Builder::new().name(format!("orlop-fuse-{number}"));
@@ -235,6 +236,9 @@ impl Ring {
 
     /// Serves until the kernel has ended the connection.
     fn serve<S: Serve>(&mut self, serve: &S) -> io::Result<()> {
+        // Entries that are being answered are not told of the end; the descriptor is.
+        let watch = opcode::PollAdd::new(CONNECTION, PollFlags::ERR.bits().into()).build();
+        self.push(watch.flags(Flags::FIXED_FILE).user_data(END).into())?;
         loop {
             while let Some((name, result)) = self.completed.pop() {
                 self.completion(name, result, serve);
@@ -267,6 +271,10 @@ impl Ring {
     fn completion<S: Serve>(&mut self, name: u64, result: i32, serve: &S) {
         if name == WAKE {
             self.wake_armed = false;
+            return;
+        }
+        if name == END {
+            self.over = true;
             return;
         }
         let index = name as usize;
@@ -388,9 +396,9 @@ impl Drop for Ring {
     }
 }
 
-/// A ring that takes commands for `files[0]` and reads of `files[1]`, and nothing else.
+/// A ring that takes commands, reads and polls on these files, and nothing else.
 fn build(entries: usize, files: [i32; 2]) -> io::Result<IoUring<Entry128>> {
-    let size = (entries + 2).next_power_of_two() as u32;
+    let size = (entries + 3).next_power_of_two() as u32;
     let mut best = IoUring::builder();
     best.setup_r_disabled().dontfork().setup_submit_all();
     best.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
@@ -401,6 +409,7 @@ fn build(entries: usize, files: [i32; 2]) -> io::Result<IoUring<Entry128>> {
     let mut allowed = [
         Restriction::sqe_op(opcode::UringCmd80::CODE),
         Restriction::sqe_op(opcode::Read::CODE),
+        Restriction::sqe_op(opcode::PollAdd::CODE),
         Restriction::sqe_flags_allowed(fixed),
         Restriction::sqe_flags_required(fixed),
     ];
