@@ -9,6 +9,7 @@ extern crate fuse as orlop_fuse;
 
 mod fuse_ring {
     pub(crate) mod faults;
+    pub(crate) mod timing;
     pub(crate) mod traffic;
 }
 

@@ -172,7 +172,9 @@ pub fn is_stale(at: &Path) -> bool {
     let Some(place) = resolved(at) else { return false };
     let ours = topmost(&table(), &place).is_some_and(|mount| mount.kind == KIND);
     // Asked of the server every time; attributes the kernel would tell from memory.
-    ours && rustix::fs::statfs(&place).is_err_and(|error| error == OsError::NOTCONN)
+    // A server with rings dies slowly: what is asked meanwhile is aborted, or found cancelled.
+    let dead = |error| matches!(error, OsError::NOTCONN | OsError::CONNABORTED | OsError::CANCELED);
+    ours && rustix::fs::statfs(&place).is_err_and(dead)
 }
 
 /// Takes a dead server's mount away; says whether there was one.

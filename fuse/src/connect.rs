@@ -132,7 +132,7 @@ fn attempt(
     let notifier = fuser.notifier();
     let session = fuser.spawn().map_err(session)?;
     if transport == Transport::Ring {
-        first_answer(at).map_err(Failure::Ring)?;
+        first_answer(at, &found.device).map_err(Failure::Ring)?;
     }
     taken_away.armed = false;
     Ok(Served { device: found.device, ended, notifier, session, transport })
@@ -145,18 +145,21 @@ fn request_bytes_of(ring: &dyn RingHost) -> u32 {
 
 /// Asks for the root's attributes, as the kernel must send a request for. Where every queue is
 /// registered it is answered; waiting for ever is what this is here to prevent.
-fn first_answer(at: &Path) -> io::Result<()> {
+fn first_answer(at: &Path, device: &str) -> io::Result<()> {
     let (tell, told) = sync_channel(1);
     let at: PathBuf = at.to_owned();
     let ask = move || {
         let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
         let asked = rustix::fs::statx(CWD, &at, flags, StatxFlags::BASIC_STATS);
         // Nobody listens any more when it took too long.
-        let _ = tell.send(asked.map(drop));
+        let _ =
+            tell.send(asked.map(|root| format!("{}:{}", root.stx_dev_major, root.stx_dev_minor)));
     };
     thread::Builder::new().name("orlop-fuse-first".to_owned()).spawn(ask)?;
     match told.recv_timeout(FIRST_ANSWER_MAX) {
-        Ok(asked) => asked.map_err(io::Error::from),
+        Ok(Ok(answered)) if answered == device => Ok(()),
+        Ok(Ok(_)) => Err(io::Error::other("the mount was taken away at once")),
+        Ok(Err(cause)) => Err(cause.into()),
         Err(_) => {
             let text = format!("no request was answered within {FIRST_ANSWER_MAX:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, text))

@@ -316,3 +316,170 @@ pub(crate) fn listing(inode: u64, after: u64, entries: &[Listed], room: u32) -> 
     }
     bytes
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::{Ask, Frame, attributes, count, entry, listing, opened_image, place, sizes};
+    use crate::manner::Manner;
+    use crate::ops::{Attributes, Change, Kind, Listed, OpenHow, Room};
+    use crate::port::{Bytes, RunKind};
+
+    const MANNER: Manner = Manner { uid: 7, gid: 8, passthrough: false };
+
+    fn head(opcode: u32) -> Vec<u8> {
+        let mut head = vec![0; 128];
+        head[4..8].copy_from_slice(&opcode.to_ne_bytes());
+        head[16..24].copy_from_slice(&99u64.to_ne_bytes());
+        head
+    }
+
+    /// Fields of a structure, by their offsets in `linux/fuse.h`.
+    fn operation(fields: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![0; 128];
+        for (at, field) in fields {
+            bytes[*at..*at + field.len()].copy_from_slice(field);
+        }
+        bytes
+    }
+
+    fn parsed<'a>(head: &'a [u8], operation: &'a [u8], payload: &'a [u8]) -> Ask<'a> {
+        let (inode, ask) = Frame { head, operation, payload }.parse();
+        assert_eq!(inode, 99);
+        ask
+    }
+
+    #[test]
+    fn requests_are_read_where_the_kernel_puts_their_fields() {
+        let read = operation(&[
+            (0, &5u64.to_ne_bytes()),
+            (8, &4096u64.to_ne_bytes()),
+            (16, &512u32.to_ne_bytes()),
+        ]);
+        let asked = Ask::Read { handle: 5, at: 4096, len: 512 };
+        assert_eq!(parsed(&head(15), &read, &[]), asked);
+        // O_WRONLY | O_DSYNC, as the file was opened.
+        let mut write = read.clone();
+        write[32..36].copy_from_slice(&0o10001u32.to_ne_bytes());
+        let data = [3; 512];
+        let asked = Ask::Write { handle: 5, at: 4096, data: &data, durable: true };
+        assert_eq!(parsed(&head(16), &write, &data), asked);
+        let asked = Ask::List { after: 4096, room: 512 };
+        assert_eq!(parsed(&head(28), &read, &[]), asked);
+
+        assert_eq!(parsed(&head(1), &[], b"disk\0"), Ask::Lookup(b"disk"));
+        let get = operation(&[(0, &64u32.to_ne_bytes())]);
+        let asked = Ask::Attribute { name: b"user.x", room: 64 };
+        assert_eq!(parsed(&head(22), &get, b"user.x\0"), asked);
+        let how = OpenHow { write: true, truncate: true };
+        let open = operation(&[(0, &0o1002u32.to_ne_bytes())]);
+        assert_eq!(parsed(&head(14), &open, &[]), Ask::Open(how));
+
+        let fields: &[(usize, &[u8])] = &[(8, &1u64.to_ne_bytes()), (16, &2u64.to_ne_bytes())];
+        let allocate = operation(&[fields, &[(24, &3u32.to_ne_bytes())]].concat());
+        let asked = Ask::Allocate { handle: 0, at: 1, len: 2, mode: 3 };
+        assert_eq!(parsed(&head(43), &allocate, &[]), asked);
+        let seek = operation(&[(8, &10u64.to_ne_bytes()), (16, &4u32.to_ne_bytes())]);
+        let asked = Ask::Seek { handle: 0, at: 10, want: RunKind::Hole };
+        assert_eq!(parsed(&head(46), &seek, &[]), asked);
+    }
+
+    #[test]
+    fn a_change_is_what_its_bits_say() {
+        let of = |valid: u32| {
+            let size = (16, &77u64.to_ne_bytes()[..]);
+            let bytes = operation(&[(0, &valid.to_ne_bytes()), size]);
+            match parsed(&head(4), &bytes, &[]) {
+                Ask::Change(change) => change,
+                other => unreachable!("{other:?}"),
+            }
+        };
+        assert_eq!(of(0), Change { size: None, other: false });
+        // Size, and the times that come with it.
+        assert_eq!(of(1 << 3 | 1 << 5), Change { size: Some(77), other: false });
+        assert_eq!(of(1 << 3 | 1), Change { size: Some(77), other: true });
+        assert_eq!(of(1 << 8), Change { size: None, other: true });
+    }
+
+    #[test]
+    fn frames_of_any_size_and_content_are_answered() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        for opcode in 0..80 {
+            let head = head(opcode);
+            for len in [0, 1, 7, 8, 16, 31, 32, 40, 128] {
+                let operation = &bytes[256 - len..];
+                for payload in [&[][..], b"no end", &bytes] {
+                    let _ = Frame { head: &head, operation, payload }.parse();
+                }
+                let (_, ask) =
+                    Frame { head: &head[..len.min(23)], operation, payload: &[] }.parse();
+                assert_eq!(ask, Ask::Fails(22));
+            }
+        }
+        // A write of more than came along; a name without an end.
+        let write = operation(&[(16, &9u32.to_ne_bytes())]);
+        assert_eq!(Frame { head: &head(16), operation: &write, payload: &[0; 8] }.parse().0, 0);
+        assert_eq!(Frame { head: &head(1), operation: &[], payload: b"disk" }.parse().0, 0);
+    }
+
+    #[test]
+    fn answers_have_the_sizes_and_offsets_of_the_kernels_structures() {
+        let shape = Attributes {
+            inode: 3,
+            kind: Kind::File,
+            mode: 0o640,
+            links: 1,
+            len: Bytes(1000),
+            stored: Bytes(513),
+            modified: UNIX_EPOCH + Duration::new(5, 6),
+        };
+        let of_u64 =
+            |bytes: &[u8], at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap());
+        let of_u32 =
+            |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        let found = entry(&shape, MANNER);
+        let bytes = found.bytes();
+        assert_eq!(bytes.len(), 128);
+        assert_eq!((of_u64(bytes, 0), of_u64(bytes, 16), of_u64(bytes, 24)), (3, 3600, 0));
+        let told = attributes(&shape, MANNER);
+        assert_eq!((told.bytes().len(), of_u64(told.bytes(), 0)), (104, 1));
+        for attr in [&bytes[40..], &told.bytes()[16..]] {
+            assert_eq!((of_u64(attr, 0), of_u64(attr, 8), of_u64(attr, 16)), (3, 1000, 2));
+            assert_eq!((of_u64(attr, 32), of_u32(attr, 52)), (5, 6));
+            assert_eq!((of_u32(attr, 60), of_u32(attr, 64)), (0o100_640, 1));
+            assert_eq!((of_u32(attr, 68), of_u32(attr, 72)), (7, 8));
+        }
+        let opened = opened_image(11, false);
+        assert_eq!((opened.bytes().len(), of_u64(opened.bytes(), 0)), (16, 11));
+        // DIRECT_IO, NOFLUSH, PARALLEL_DIRECT_WRITES.
+        assert_eq!(of_u32(opened.bytes(), 8), 1 | 1 << 5 | 1 << 6);
+        assert_eq!((count(9).bytes().len(), of_u32(count(9).bytes(), 0)), (8, 9));
+        assert_eq!(place(1 << 40).bytes(), (1u64 << 40).to_ne_bytes());
+        let room = Room { blocks: 4, block: 4096, files: 2 };
+        let told = sizes(&room);
+        assert_eq!((told.bytes().len(), of_u64(told.bytes(), 24)), (80, 2));
+        assert_eq!((of_u32(told.bytes(), 40), of_u32(told.bytes(), 48)), (4096, 4096));
+    }
+
+    #[test]
+    fn a_listing_goes_on_where_it_was_cut() {
+        let name = |n: u64| Listed {
+            cookie: n,
+            name: format!("name{n}"),
+            inode: 100 + n,
+            kind: Kind::Directory,
+        };
+        let entries: Vec<Listed> = (1..5).map(name).collect();
+        // Each entry takes 24 bytes and its name, to a multiple of eight: 32 here.
+        let whole = listing(1, 0, &entries, 4096);
+        assert_eq!(whole.len(), 6 * 32);
+        assert_eq!(&whole[24..26], b".\0");
+        assert_eq!(&whole[2 * 32 + 24..3 * 32], b"name1\0\0\0");
+        let first = listing(1, 0, &entries, 95);
+        assert_eq!(first, whole[..64]);
+        assert_eq!(listing(1, 2, &entries, 4096), whole[64..]);
+        assert!(listing(1, 0, &entries, 31).is_empty());
+    }
+}

@@ -13,6 +13,7 @@ mod command;
 mod home;
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -41,7 +42,10 @@ const BELL: Fixed = Fixed(1);
 /// User data of the wake-up and of the watch for the connection's end; entries have their index.
 const WAKE: u64 = u64::MAX;
 const END: u64 = u64::MAX - 1;
-/// Entries of one ring at most: so many queues, so deep.
+/// Entries of a queue, from the least to the most. Few hold up requests that do not wait for the
+/// same disk; many cost memory as soon as that many are under way.
+pub const DEPTHS: RangeInclusive<u16> = 4..=32;
+/// Entries of one ring at most.
 const ENTRIES_MAX: usize = 4096;
 /// Where the system says which processors may ever be there.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
@@ -71,8 +75,8 @@ pub trait Serve: Send + Sync + 'static {
 pub struct Shape {
     /// Rings, each with a thread of its own; at most one for each queue is made.
     pub rings: u16,
-    /// Entries each queue gets.
-    pub depth: u16,
+    /// Entries of all queues together. Each gets its share, within [`DEPTHS`].
+    pub entries: u16,
     /// Bytes each entry has room for.
     pub payload_bytes: u32,
     /// Each thread stays on the processor of its first queue.
@@ -98,11 +102,12 @@ fn spawn<S: Serve>(shape: Shape, fuse: BorrowedFd<'_>, serve: &Arc<S>) -> io::Re
     let queues = command::queues(&possible)
         .ok_or_else(|| io::Error::other(format!("{POSSIBLE}: not a list: {possible:?}")))?;
     let rings = shape.rings.clamp(1, queues.max(1));
+    let depth = (shape.entries / queues.max(1)).clamp(*DEPTHS.start(), *DEPTHS.end());
     let (tell, told) = sync_channel(usize::from(rings));
     for number in 0..rings {
         let own: Vec<QueueNo> = (number..queues).step_by(usize::from(rings)).map(QueueNo).collect();
         let (fuse, serve, tell) = (fuse.try_clone_to_owned()?, Arc::clone(serve), tell.clone());
-        let run = move || run(shape, &own, fuse, &*serve, &tell);
+        let run = move || run(shape, depth, &own, fuse, &*serve, &tell);
         let builder = std::thread::Builder::new().name(format!("orlop-fuse-{number}"));
         builder.spawn(run)?;
     }
@@ -116,6 +121,7 @@ fn spawn<S: Serve>(shape: Shape, fuse: BorrowedFd<'_>, serve: &Arc<S>) -> io::Re
 
 fn run<S: Serve>(
     shape: Shape,
+    depth: u16,
     queues: &[QueueNo],
     fuse: OwnedFd,
     serve: &S,
@@ -126,7 +132,7 @@ fn run<S: Serve>(
     {
         pin(*first);
     }
-    let mut ring = match Ring::new(shape, queues, &fuse) {
+    let mut ring = match Ring::new(shape, depth, queues, &fuse) {
         Ok(ring) => ring,
         Err(error) => return drop(tell.send(Err(error))),
     };
@@ -182,8 +188,8 @@ enum State {
 }
 
 impl Ring {
-    fn new(shape: Shape, queues: &[QueueNo], fuse: &OwnedFd) -> io::Result<Self> {
-        let count = queues.len() * usize::from(shape.depth.max(1));
+    fn new(shape: Shape, depth: u16, queues: &[QueueNo], fuse: &OwnedFd) -> io::Result<Self> {
+        let count = queues.len() * usize::from(depth);
         if count > ENTRIES_MAX {
             let text = format!("{count} entries are more than {ENTRIES_MAX}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));

@@ -14,8 +14,9 @@ use crate::host::fuse_ring::{Answer, Frame, Serve, Shape, start};
 pub struct Rings {
     /// Rings, each with a thread; at most one for each processor the machine may have.
     pub rings: u16,
-    /// Entries for each of those processors. More than four brought nothing where it was measured.
-    pub depth: u16,
+    /// Entries of all processors together: requests that can be under way at once. Each processor
+    /// has its share of them, 4 to 32, and whoever runs there waits when all of those are busy.
+    pub entries: u16,
     /// Bytes of one request: memory of each entry, touched when used.
     pub request_bytes: u32,
     /// Each thread stays on its processor.
@@ -24,7 +25,7 @@ pub struct Rings {
 
 impl Default for Rings {
     fn default() -> Self {
-        Self { rings: 2, depth: 4, request_bytes: 1 << 20, pinned: false }
+        Self { rings: 2, entries: 64, request_bytes: 1 << 20, pinned: false }
     }
 }
 
@@ -36,7 +37,7 @@ impl fuse::RingHost for Rings {
     fn start(&self, connection: Connection) -> io::Result<()> {
         let shape = Shape {
             rings: self.rings,
-            depth: self.depth,
+            entries: self.entries,
             payload_bytes: connection.request_bytes(),
             pinned: self.pinned,
         };
