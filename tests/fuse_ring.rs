@@ -25,6 +25,7 @@ mod live;
 /// Rings for every mount of these tests.
 mod ring {
     use std::fs;
+    use std::os::unix::process::CommandExt;
     use std::process::{Child, Command, Stdio};
     use std::sync::{Arc, OnceLock};
 
@@ -57,6 +58,8 @@ mod ring {
         let script = format!("trap '' INT TERM HUP; cat >/dev/null; echo N > {SWITCH}");
         let mut shell = Command::new("sh");
         shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null());
+        // Whoever kills this process may kill its group.
+        shell.process_group(0);
         let restorer = shell.stderr(Stdio::null()).spawn().ok()?;
         fs::write(SWITCH, "Y").ok()?;
         Some(restorer)

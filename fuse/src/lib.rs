@@ -7,7 +7,8 @@
 //!
 //! [`ops`] holds what is true of any FUSE transport (names, attributes, bounds, permissions, error
 //! numbers) and knows no wire; [`mount`](mod@mount) speaks through the `fuser` crate, or through
-//! rings that the program brings along ([`ring`]). This crate knows no image format and no engine, and holds no guest data beyond a request.
+//! rings that the program brings along ([`ring`]). This crate knows no image format and no engine,
+//! and holds no guest data beyond a request.
 #![forbid(unsafe_code)]
 
 mod attach;
