@@ -137,6 +137,8 @@ fn run<S: Serve>(
         Err(error) => return drop(tell.send(Err(error))),
     };
     drop(fuse);
+    // Other rings may live on: without this one, whoever asks on its processors would wait.
+    let mut bound = Bound { serve, ended_well: false };
     // What was registered is served even when something else was not: until the connection is
     // ended there may be requests.
     let registered = ring.register();
@@ -145,6 +147,21 @@ fn run<S: Serve>(
     }
     if let Err(error) = ring.serve(serve) {
         ring.fail(serve, &error);
+    }
+    bound.ended_well = true;
+}
+
+/// Tells that a ring is broken when its thread ends by a panic.
+struct Bound<'a, S: Serve> {
+    serve: &'a S,
+    ended_well: bool,
+}
+
+impl<S: Serve> Drop for Bound<'_, S> {
+    fn drop(&mut self) {
+        if !self.ended_well {
+            self.serve.broken(&io::Error::other("a ring's thread has died"));
+        }
     }
 }
 

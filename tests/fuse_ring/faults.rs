@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use orlop::host::fuse_ring::{Answer, Frame, Serve, Shape, start};
-use orlop_fuse::ring::Connection;
+use orlop_fuse::ring::{Connection, Slot};
 use orlop_fuse::{Layout, Options, RingHost, Transport, UnmountHow, mount};
 
 use crate::common::{DISK, Fixture, Memory, Mood, can_mount, is_mounted, new_disk, until};
@@ -27,6 +28,36 @@ enum Fault {
     LetsGo,
     /// Says it has begun, and does nothing.
     Sleeps(Mutex<Option<Connection>>),
+    /// Works; then, when so many requests were served, the thread dies that has the next.
+    Dies(usize),
+}
+
+struct Mortal {
+    connection: Connection,
+    left: AtomicUsize,
+}
+
+struct Place(Answer);
+
+impl Slot for Place {
+    fn finish(self, errno: i32, bytes: &[u8]) {
+        if errno == 0 { self.0.data(bytes) } else { self.0.fail(errno) }
+    }
+}
+
+impl Serve for Mortal {
+    fn serve(&self, frame: Frame<'_>, answer: Answer) {
+        let Frame { head, operation, payload } = frame;
+        let frame = orlop_fuse::ring::Frame { head, operation, payload };
+        let one_less = |left: usize| left.checked_sub(1);
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+        assert!(left.is_ok(), "as this test wants it");
+        self.connection.requests().serve(&frame, Place(answer));
+    }
+
+    fn broken(&self, _: &io::Error) {
+        self.connection.abort();
+    }
 }
 
 struct Nobody(Connection);
@@ -51,6 +82,13 @@ impl RingHost for Fault {
             Self::Sleeps(place) => {
                 *place.lock().unwrap() = Some(connection);
                 Ok(())
+            }
+            Self::Dies(requests) => {
+                let payload_bytes = connection.request_bytes();
+                let shape = Shape { rings: 2, entries: 8, payload_bytes, pinned: false };
+                let left = AtomicUsize::new(*requests);
+                let served = Arc::new(Mortal { connection, left });
+                start(shape, served.connection.fuse(), Arc::clone(&served))
             }
             Self::TooSmall => {
                 let shape = Shape { rings: 1, entries: 2, payload_bytes: 65_536, pinned: false };
@@ -98,8 +136,39 @@ fn a_ring_that_does_not_come_about_leaves_a_working_mount_and_says_why() {
     let why = falls_back(Fault::LetsGo);
     let ended = ["os error 107", "os error 103", "taken away"];
     assert!(ended.iter().any(|ended| why.contains(ended)), "{why}");
+    let why = falls_back(Fault::Dies(0));
+    assert!(ended.iter().any(|ended| why.contains(ended)) || why.contains("os error"), "{why}");
     let why = falls_back(Fault::Sleeps(Mutex::default()));
     assert!(why.contains("no request was answered"), "{why}");
+}
+
+#[test]
+fn a_ring_that_dies_ends_the_mount_instead_of_hanging_it() {
+    if !can_mount() || !crate::ring::is_on() {
+        return;
+    }
+    let port = Memory::with_disk(MIB);
+    let options = Options {
+        layout: Layout::Single,
+        ring: Some(Arc::new(Fault::Dies(200))),
+        ..Options::default()
+    };
+    let fixture = Fixture::new(port, &options, &[new_disk(DISK, "x", MIB)]);
+    let file = Arc::new(fixture.disk());
+    let (tell, told) = channel();
+    for worker in 0..8u64 {
+        let (file, tell) = (file.clone(), tell.clone());
+        thread::spawn(move || {
+            let mut bytes = [0; 512];
+            let failed =
+                (0..1000).any(|n| file.read_exact_at(&mut bytes, (worker + n) * 512).is_err());
+            let _ = tell.send(failed);
+        });
+    }
+    for _ in 0..8 {
+        assert!(told.recv_timeout(Duration::from_secs(30)).unwrap());
+    }
+    assert!(fixture.mounted().wait(Duration::from_secs(30)));
 }
 
 #[test]
