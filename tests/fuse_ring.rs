@@ -4,6 +4,8 @@
 //! Needs root, /dev/fuse and a kernel with FUSE over io_uring; skips aloud without. The fuse
 //! module's parameter `enable_uring` is Y while this process lives.
 #![allow(clippy::unwrap_used, clippy::panic)]
+// The FUSE crate's tests each bring what they share, and are several here.
+#![allow(clippy::duplicate_mod)]
 
 extern crate fuse as orlop_fuse;
 

@@ -14,7 +14,7 @@ use rustix::io::Errno as OsError;
 use rustix::mount::UnmountFlags;
 
 use crate::attach::{
-    MountError, Options, UnmountError, check_place, detach, number, table, unmount_at,
+    MountError, Options, UnmountError, check_place, detach, is_stale, number, table, unmount_at,
 };
 use crate::connect::{Served, Transport, connect};
 use crate::ended::Ended;
@@ -247,9 +247,10 @@ impl Mounted {
     }
 
     fn is_ours(&self) -> bool {
-        // The number is free for others once the kernel has let go.
-        !self.ended.is()
-            && topmost(&table(), &self.at).is_some_and(|mount| mount.device == self.device)
+        let found = topmost(&table(), &self.at).is_some_and(|mount| mount.device == self.device);
+        // Once the kernel has let go the number may be another mount's; but a connection that was
+        // aborted leaves its mount in place, dead, and that is nobody else's.
+        found && (!self.ended.is() || is_stale(&self.at))
     }
 
     /// Makes the kernel stop serving a file by itself. It goes on with an open passthrough file
