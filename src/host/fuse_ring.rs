@@ -5,7 +5,7 @@
 //! the rings are told so (restrictions). A ring serves one connection and lives as long as it.
 //!
 //! I6 here: an entry's memory belongs to the kernel from a submission to its completion, then to
-//! this thread and the answer, then to the kernel again. [`blocks`] holds the tokens that say so.
+//! this thread and the answer, then to the kernel again. `blocks` holds the tokens that say so.
 #![allow(unsafe_code)]
 
 mod blocks;

@@ -12,7 +12,8 @@ use crate::host::fuse_ring::{Answer, Frame, Serve, Shape, start};
 /// How rings are made for a mount. To be given as [`fuse::Options::ring`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rings {
-    /// Rings, each with a thread; at most one for each processor the machine may have.
+    /// Rings, each with a thread; at most one for each processor the machine may have. One serves
+    /// best where the answers come from other threads, which want processors too.
     pub rings: u16,
     /// Entries of all processors together: requests that can be under way at once. Each processor
     /// has its share of them, 4 to 32, and whoever runs there waits when all of those are busy.
@@ -25,7 +26,7 @@ pub struct Rings {
 
 impl Default for Rings {
     fn default() -> Self {
-        Self { rings: 2, entries: 64, request_bytes: 1 << 20, pinned: false }
+        Self { rings: 1, entries: 64, request_bytes: 1 << 20, pinned: false }
     }
 }
 
