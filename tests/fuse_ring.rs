@@ -26,7 +26,7 @@ mod live;
 
 /// Rings for every mount of these tests.
 mod ring {
-    use std::fs;
+    use std::fs::{self, File};
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command, Stdio};
     use std::sync::atomic::{AtomicU16, Ordering};
@@ -37,8 +37,9 @@ mod ring {
 
     const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 
-    /// Puts the switch back when this process is gone, however it ends: its input closes then.
-    static RESTORER: OnceLock<Option<Child>> = OnceLock::new();
+    /// Puts the switch back when this process is gone, however it ends: its input closes then. It
+    /// waits for other processes of these tests, each of which holds a share of the lock.
+    static RESTORER: OnceLock<Option<(File, Option<Child>)>> = OnceLock::new();
 
     /// One ring and several in turn: with several, threads meet that have one connection.
     pub(crate) fn chosen() -> Option<Arc<dyn RingHost>> {
@@ -57,17 +58,20 @@ mod ring {
         on
     }
 
-    fn switch_on() -> Option<Child> {
+    fn switch_on() -> Option<(File, Option<Child>)> {
+        let path = std::env::temp_dir().join("orlop-fuse-ring-tests.lock");
+        let lock = File::options().create(true).append(true).open(&path).ok()?;
+        lock.lock_shared().ok()?;
         if fs::read_to_string(SWITCH).ok()?.trim() == "Y" {
-            return None;
+            return Some((lock, None));
         }
-        let script = format!("trap '' INT TERM HUP; cat >/dev/null; echo N > {SWITCH}");
+        let script = "trap '' INT TERM HUP; cat >/dev/null; flock -x \"$1\" sh -c \"echo N > $2\"";
         let mut shell = Command::new("sh");
-        shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null());
+        shell.args(["-c", script, "restorer"]).arg(path).arg(SWITCH).stdin(Stdio::piped());
         // Whoever kills this process may kill its group.
-        shell.process_group(0);
-        let restorer = shell.stderr(Stdio::null()).spawn().ok()?;
+        shell.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let restorer = shell.spawn().ok()?;
         fs::write(SWITCH, "Y").ok()?;
-        Some(restorer)
+        Some((lock, Some(restorer)))
     }
 }

@@ -15,7 +15,7 @@ mod ring {
     }
 }
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -30,6 +30,10 @@ fn without_the_kernels_switch_the_classic_channel_serves() {
     if !can_mount() {
         return;
     }
+    // The tests that need the switch hold a share of this while it is on.
+    let path = std::env::temp_dir().join("orlop-fuse-ring-tests.lock");
+    let lock = File::options().create(true).append(true).open(path).unwrap();
+    lock.lock().unwrap();
     if fs::read_to_string(SWITCH).is_ok_and(|value| value.trim() == "Y") {
         eprintln!("skipped: {SWITCH} is Y here");
         return;
@@ -43,7 +47,7 @@ fn without_the_kernels_switch_the_classic_channel_serves() {
         panic!("{:?}", mounted.transport());
     };
     assert!(why.contains("enable_uring"), "{why}");
-    let file = fs::File::options().read(true).write(true).open(dir.path().join("disk")).unwrap();
+    let file = File::options().read(true).write(true).open(dir.path().join("disk")).unwrap();
     file.write_all_at(b"classic", 77).unwrap();
     let mut back = [0; 7];
     file.read_exact_at(&mut back, 77).unwrap();
