@@ -53,6 +53,11 @@ bench-peers *ARGS:
     cargo build --release
     ORLOP=target/release/orlop benches/peers.sh {{ARGS}}
 
+# What a client notices of others' abuse; options as in benches/abuse.py
+bench-abuse *ARGS:
+    cargo build --release
+    ORLOP=target/release/orlop benches/abuse.py {{ARGS}}
+
 # Micro-benchmarks of looking up and of committing
 bench:
     cargo bench --bench resolve

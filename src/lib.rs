@@ -10,6 +10,7 @@ pub mod format;
 pub mod host;
 pub mod image;
 pub mod meter;
+pub mod mount;
 pub mod partition;
 pub mod sandbox;
 pub mod server;

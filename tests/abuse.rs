@@ -139,6 +139,27 @@ fn silent_peers_keep_nobody_out() {
 }
 
 #[test]
+fn a_crowd_that_says_nothing_ends_no_handshake_that_goes_on() {
+    /// More than the server has room for, and fewer than wait in the backlog.
+    const CROWD: usize = 40;
+    /// A machine that is busy may well be too slow, but not every time.
+    const TRIES: usize = 30;
+    each_aio(|victim| {
+        let gets_in = |_| {
+            let mut honest = Peer::silent(victim.socket());
+            let crowd: Vec<Peer> = (0..CROWD).map(|_| Peer::silent(victim.socket())).collect();
+            sleep(Duration::from_millis(20));
+            let in_time = honest.gets_in();
+            drop(crowd);
+            in_time
+        };
+        assert!((0..TRIES).any(gets_in), "everyone was ended by those who came behind");
+        expect_service(&victim);
+        victim.close();
+    });
+}
+
+#[test]
 fn a_peer_that_never_reads_what_it_asked_for_leaves_others_alone() {
     each_aio(|victim| {
         let mut deaf = Peer::plain(victim.socket());

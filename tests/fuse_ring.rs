@@ -7,8 +7,6 @@
 // The FUSE crate's tests each bring what they share, and are several here.
 #![allow(clippy::duplicate_mod)]
 
-extern crate fuse as orlop_fuse;
-
 mod fuse_ring {
     pub(crate) mod faults;
     pub(crate) mod timing;

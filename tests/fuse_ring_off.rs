@@ -1,8 +1,6 @@
 //! A kernel that does not offer FUSE over io_uring: the mount works, and says why it is classic.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-extern crate fuse as orlop_fuse;
-
 #[path = "../fuse/tests/common/mod.rs"]
 mod common;
 

@@ -2,6 +2,8 @@
 //! is slowed, who is cut, and how exports and disks go while others stay.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
+#[path = "shard/copies.rs"]
+mod copies;
 #[path = "shard/going.rs"]
 mod going;
 #[path = "shard/patience.rs"]

@@ -19,14 +19,13 @@ use rustix::io::Errno as OsError;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::mountinfo::{Mount, topmost};
+use crate::mountinfo::{Mount, table, topmost};
 use crate::ring::RingHost;
 use crate::tree::{Layout, TreeError};
 
 /// What the table of mounts calls this kind of mount.
 pub const KIND: &str = "fuse.orlop";
 const SUBTYPE: &str = "orlop";
-const TABLE: &str = "/proc/self/mountinfo";
 const UNMOUNTER: &str = "fusermount3";
 
 /// How the mount is made.
@@ -197,17 +196,42 @@ pub(crate) fn number(error: OsError) -> i32 {
     error.raw_os_error()
 }
 
-pub(crate) fn table() -> Vec<u8> {
-    fs::read(TABLE).unwrap_or_default()
+/// The mount of this program at this place, by whatever process, if there is one.
+#[must_use]
+pub fn mounted_at(at: &Path) -> Option<Mount> {
+    topmost(&table(), &resolved(at)?).filter(|mount| mount.kind == KIND)
+}
+
+/// Unmounts what another process serves there; `lazily`, whoever has files open keeps them.
+///
+/// # Errors
+///
+/// [`UnmountError::Busy`], [`UnmountError::Failed`].
+pub fn unmount_foreign(at: &Path, lazily: bool) -> Result<(), UnmountError> {
+    let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    let place = resolved(at).unwrap_or_else(|| at.to_owned());
+    match unmount_at(&place, flags) {
+        Ok(()) => Ok(()),
+        Err(cause) if cause.raw_os_error() == Some(number(OsError::BUSY)) => {
+            Err(UnmountError::Busy(place))
+        }
+        Err(cause) => Err(UnmountError::Failed { at: place, cause }),
+    }
 }
 
 /// The path without links, its last part unseen: that may be a dead mount.
-fn resolved(at: &Path) -> Option<PathBuf> {
+#[must_use]
+pub fn resolved(at: &Path) -> Option<PathBuf> {
     let at = std::path::absolute(at).ok()?;
     Some(fs::canonicalize(at.parent()?).ok()?.join(at.file_name()?))
 }
 
-pub(crate) fn check_place(at: &Path) -> Result<PathBuf, MountError> {
+/// The place as a mount point, without links.
+///
+/// # Errors
+///
+/// What forbids mounting there.
+pub fn check_place(at: &Path) -> Result<PathBuf, MountError> {
     if is_stale(at) {
         return Err(MountError::Stale(at.to_owned()));
     }

@@ -15,11 +15,11 @@ use std::time::Duration;
 use fuser::{BackgroundSession, Config, Notifier, Session, SessionACL};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use crate::attach::{KIND, MountError, Options, attach, detach, open_device, table};
+use crate::attach::{KIND, MountError, Options, attach, detach, open_device};
 use crate::ended::Ended;
 use crate::filesystem::{Glue, RingWish};
 use crate::manner::Manner;
-use crate::mountinfo::topmost;
+use crate::mountinfo::{table, topmost};
 use crate::ops::Ops;
 use crate::ring::{Connection, Ending, REQUEST_BYTES_MAX, REQUEST_BYTES_MIN, Requests, RingHost};
 

@@ -27,9 +27,13 @@ mod shape;
 pub mod tree;
 mod wire;
 
-pub use attach::{KIND, MountError, Options, Route, UnmountError, clear_stale, is_stale};
+pub use attach::{
+    KIND, MountError, Options, Route, UnmountError, check_place, clear_stale, is_stale, mounted_at,
+    resolved, unmount_foreign,
+};
 pub use connect::Transport;
 pub use mount::{Mounted, UnmountHow, mount};
+pub use mountinfo::{Mount, mounts};
 pub use port::{
     Bytes, DiskId, Errno, Extent, Fact, Offset, Port, ReadReply, Reply, Run, RunKind, Text,
 };

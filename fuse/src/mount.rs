@@ -14,11 +14,11 @@ use rustix::io::Errno as OsError;
 use rustix::mount::UnmountFlags;
 
 use crate::attach::{
-    MountError, Options, UnmountError, check_place, detach, is_stale, number, table, unmount_at,
+    MountError, Options, UnmountError, check_place, detach, is_stale, number, unmount_at,
 };
 use crate::connect::{Served, Transport, connect};
 use crate::ended::Ended;
-use crate::mountinfo::topmost;
+use crate::mountinfo::{table, topmost};
 use crate::ops::Ops;
 use crate::port::{Bytes, DiskId, Offset, Port};
 use crate::tree::{Disk, Image, Layout, NewDisk, ROOT_INODE, Slot, TreeError, Usage, Window};

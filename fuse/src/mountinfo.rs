@@ -1,37 +1,49 @@
-//! The kernel's table of mounts, as far as this crate needs it: what is mounted exactly there.
-//! Reads text, opens nothing.
+//! The kernel's table of mounts: what is mounted where. Never touches a mount, which may be dead
+//! or hang.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+const TABLE: &str = "/proc/self/mountinfo";
 
 /// One mount of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mount {
+pub struct Mount {
     /// The device number, `major:minor`: one per mounted file system.
-    pub(crate) device: String,
+    pub device: String,
+    /// Where it is mounted.
+    pub point: PathBuf,
     /// The kind, with the subtype: `fuse.orlop`.
-    pub(crate) kind: String,
+    pub kind: String,
     /// The source, as `fsname` said.
-    pub(crate) source: String,
+    pub source: String,
+}
+
+/// All mounts this process sees; later ones lie over earlier ones. Empty where nobody can tell.
+#[must_use]
+pub fn mounts() -> Vec<Mount> {
+    table().split(|byte| *byte == b'\n').filter_map(parse).collect()
+}
+
+pub(crate) fn table() -> Vec<u8> {
+    std::fs::read(TABLE).unwrap_or_default()
 }
 
 /// The topmost mount whose mount point is exactly this path.
 pub(crate) fn topmost(table: &[u8], at: &Path) -> Option<Mount> {
     // Later lines lie over earlier ones.
-    table.split(|byte| *byte == b'\n').filter_map(|line| parse(line, at)).next_back()
+    let lines = table.split(|byte| *byte == b'\n').rev();
+    lines.filter_map(parse).find(|mount| mount.point == at)
 }
 
 /// Fields of a line: id, parent, device, root, mount point, options, [tags], "-", kind, source.
-fn parse(line: &[u8], at: &Path) -> Option<Mount> {
+fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = text(fields.nth(2)?);
-    let point = unescape(fields.nth(1)?);
-    if Path::new(OsStr::from_bytes(&point)) != at {
-        return None;
-    }
+    let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
-    Some(Mount { device, kind: text(rest.next()?), source: text(rest.next()?) })
+    Some(Mount { device, point, kind: text(rest.next()?), source: text(rest.next()?) })
 }
 
 fn text(field: &[u8]) -> String {

@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use rustix::mount::UnmountFlags;
 
-use crate::attach::{KIND, table, unmount_at};
+use crate::attach::{KIND, unmount_at};
 use crate::ended::Ended;
 use crate::manner::Manner;
-use crate::mountinfo::topmost;
+use crate::mountinfo::{table, topmost};
 use crate::ops::{Attributes, Fit, Opened, Opening, Ops, fit};
 use crate::port::{Errno, ReadReply, Reply};
 pub use crate::wire::Frame;

@@ -25,7 +25,7 @@ use crate::meter::Rates;
 use crate::server::{Control, ExportSpec};
 
 pub use client::{AskError, ask};
-pub use report::{Look, exports, stats};
+pub use report::{Look, counters, exports, stats};
 
 /// Longest line, either way.
 const LINE_MAX: u64 = 64 << 10;

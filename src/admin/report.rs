@@ -65,7 +65,9 @@ pub fn stats(registry: &Registry) -> Value {
     Value::Object(all)
 }
 
-fn counters(snapshot: &Snapshot) -> Value {
+/// What was counted: requests, bytes, errors and latencies of each kind there was.
+#[must_use]
+pub fn counters(snapshot: &Snapshot) -> Value {
     let mut by_op = Map::new();
     for op in Op::ALL {
         let counts = snapshot.op(op);

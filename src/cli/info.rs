@@ -90,7 +90,7 @@ fn size_line(size: ByteLen) -> String {
     format!("{} ({size} bytes)", human(size))
 }
 
-fn show(layer: &OpenedLayer, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn show(layer: &OpenedLayer, out: &mut dyn Write) -> io::Result<()> {
     let mut line = |name: &str, value: &str| writeln!(out, "{name:<12} {value}");
     line("image", &layer.path.display().to_string())?;
     let kind = kind_name(&layer.content);

@@ -8,10 +8,13 @@ mod create;
 mod export;
 mod info;
 mod map;
+mod mount;
 mod options;
 pub mod output;
 pub mod serve;
+mod umount;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -35,6 +38,7 @@ Examples:
   orlop create base.vhd -s 20G                    a dynamic VHD of 20 GiB
   orlop create child.vhd --parent base.vhd        a child of it, of the same size
   orlop serve child.vhd --socket /tmp/child.sock  serve it until interrupted
+  orlop mount disk.vhd /mnt/x                     its bytes and partitions as files
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt found, 6 repaired,
             7 no server answers, 8 unsupported";
@@ -53,13 +57,20 @@ enum Command {
     Map(map::MapOptions),
     /// Look for damage, and repair what can be repaired without guessing
     Check(check::CheckOptions),
+    /// Show an image, and its partitions, as files
+    Mount(Box<mount::MountOptions>),
+    /// Take a mounted image away, and say who keeps it busy
+    Umount(umount::UmountOptions),
     /// Load an NBD export or a file and measure it
     Bench(Box<BenchOptions>),
 }
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let ordinary = mount::ordinary(&arguments);
+    arguments = ordinary.unwrap_or(arguments);
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Asked-for help goes to standard output with 0, errors to standard error with 2.
@@ -72,6 +83,8 @@ pub fn run() -> ExitCode {
     let (result, json) = match &cli.command {
         // Its exit code may be that of the command it ran.
         Command::Serve(options) => return serve::main(options, &mut out),
+        Command::Mount(options) => return mount::main(options, &mut out),
+        Command::Umount(options) => (umount::run(options, &mut out), options.json),
         Command::Export(options) => (export::run(options, &mut out), options.json),
         Command::Create(options) => (create::run(options, &mut out), options.json),
         Command::Info(options) => (info::run(options, &mut out), options.json),

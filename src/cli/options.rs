@@ -54,6 +54,16 @@ impl ImageOptions {
 }
 
 impl ParentOptions {
+    /// Opens parents in this directory too.
+    pub(super) fn allow(&mut self, dir: PathBuf) {
+        self.allow_parent.push(dir);
+    }
+
+    /// Opens raw parents whatever their names.
+    pub(super) fn allow_raw_parents(&mut self) {
+        self.allow_raw_parent = true;
+    }
+
     /// How to open an image with these parents.
     pub(super) fn open(&self, path: &std::path::Path) -> OpenOptions {
         OpenOptions {

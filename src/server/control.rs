@@ -12,7 +12,7 @@ use super::registry::{NameError, Registry, Seat};
 use super::spec::{ExportSpec, Part};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
 use crate::meter::{Meter, Throttle};
-use crate::partition::{PartitionError, Scan};
+use crate::partition::{PartitionError, Scan, Table};
 use crate::shard::ExportKey;
 use crate::tls::Tls;
 
@@ -200,6 +200,14 @@ impl Control {
         }
     }
 
+    /// Where the partitions of an export's disk lie, whichever part of it the export shows.
+    ///
+    /// # Errors
+    /// The disk does not read, or its table makes no sense.
+    pub async fn partitions(&self, seat: &Seat) -> Result<Table, ControlError> {
+        scan(&seat.disk).await
+    }
+
     /// Takes an export away: new clients do not find it, those connected finish what is in flight,
     /// and then its disk is made durable and closed if no other export shows it.
     ///
@@ -218,7 +226,7 @@ impl Control {
 }
 
 /// Reads a disk's partition table.
-async fn scan(disk: &OwnedDisk) -> Result<crate::partition::Table, ControlError> {
+async fn scan(disk: &OwnedDisk) -> Result<Table, ControlError> {
     let path = || disk.path.display().to_string();
     let mut scan = Scan::new(disk.size());
     while let Some(wanted) = scan.wants() {

@@ -26,7 +26,7 @@ use super::passed;
 use super::registry::{Connection, Registry, Seat, Sight};
 use super::stream::{Stream, watched};
 use crate::meter::Meter;
-use crate::shard::NewClient;
+use crate::shard::{Link, NewClient};
 use crate::tls::{Ended, Secured, Tls, TlsError, bridge};
 use crate::transport::nbd::{ClientSettings, NbdClient};
 
@@ -67,6 +67,10 @@ pub(super) struct Door {
 type HalfOpen = VecDeque<(Instant, AbortHandle)>;
 /// For so long a handshake keeps its slot from others although they wait.
 const GIVES_WAY: Duration = Duration::from_secs(1);
+/// For so long no crowd can end it: a handshake that goes on is over by then.
+const LEFT_ALONE: Duration = Duration::from_millis(200);
+/// How often those who wait for room look whether a handshake is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The slot of a connection, held by everyone who still works for it.
 pub(super) type Slot = Arc<OwnedSemaphorePermit>;
@@ -286,7 +290,7 @@ impl Door {
         let new = NewClient {
             disk: seat.disk.tag,
             export: seat.key,
-            socket,
+            link: Link::Socket(socket),
             client: Box::new(NbdClient::new(session, settings)),
             guard: Box::new((ticket, guard)),
         };
@@ -378,6 +382,7 @@ pub(super) async fn accept_all(
             ready.clear_ready();
             continue;
         }
+        room_among(&mut half_open, most_half_open).await;
         let slot = door.slot_or_room(purpose, &mut half_open).await;
         let accepted = ready.try_io(|inner| {
             accept_with(inner.get_ref().as_fd(), SocketFlags::CLOEXEC).map_err(io::Error::from)
@@ -399,14 +404,25 @@ pub(super) async fn accept_all(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-        // Peers that say nothing must not keep out those who do: the one that has had the most
-        // time makes room.
+    }
+}
+
+/// Waits until one more handshake may begin. Peers that say nothing must not keep out those who do:
+/// the one that has had the most time makes room. But a crowd that comes at once must not end
+/// handshakes that are going on, so it waits in the backlog until that one had enough of it.
+async fn room_among(half_open: &mut HalfOpen, most: usize) {
+    loop {
         half_open.retain(|(_, handshake)| !handshake.is_finished());
-        if half_open.len() > most_half_open
-            && let Some((_, oldest)) = half_open.pop_front()
-        {
+        let Some((since, oldest)) = half_open.front().filter(|_| half_open.len() >= most) else {
+            return;
+        };
+        let patience = LEFT_ALONE.saturating_sub(since.elapsed());
+        if patience.is_zero() {
             oldest.abort();
+            half_open.pop_front();
+            return;
         }
+        tokio::time::sleep(patience.min(LOOK_AGAIN)).await;
     }
 }
 

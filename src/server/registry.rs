@@ -357,3 +357,86 @@ impl Sight<'_> {
         Ok(seat)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+    use std::thread::{JoinHandle, spawn};
+    use std::time::Duration;
+
+    use super::{Registry, Seat};
+    use crate::host::Aio;
+    use crate::host::memory::ArenaSize;
+    use crate::image::OpenOptions;
+    use crate::server::{Control, Estate, ExportSpec, Prepared};
+    use crate::shard;
+
+    /// Times each thread does its part; a lock asked for twice hung within a few hundred of them.
+    const ROUNDS: u32 = 20_000;
+    /// No measure of speed: after that long without an end there is none.
+    const HUNG: Duration = Duration::from_secs(120);
+
+    /// A registry that shows the export "first", and a second one of the same disk to come and go.
+    fn registry_and_guest() -> (Arc<Registry>, Arc<Seat>) {
+        let image = tempfile::Builder::new().suffix(".raw").tempfile().expect("a file");
+        image.as_file().set_len(1 << 20).expect("a length");
+        let size = ArenaSize { registered_bytes: 1 << 20, large_bytes: 1 << 20 };
+        let (mailbox, ..) = shard::spawn(Aio::Threads, size).expect("a shard");
+        let registry = Arc::new(Registry::default());
+        let estate = Estate::new(vec![mailbox], Prepared::default());
+        let control = Control::new(Arc::clone(&registry), estate, 8, None);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let add = |name: &str| {
+            let spec = ExportSpec::new(name.to_owned(), OpenOptions::new(image.path()));
+            runtime.block_on(control.add(spec)).expect("it can be served")
+        };
+        add("first");
+        let guest = add("second");
+        registry.remove("second").expect("it was added");
+        (registry, guest)
+    }
+
+    /// Does it `ROUNDS` times in a thread of its own, and keeps a sender until then.
+    fn again_and_again(
+        done: &Sender<()>,
+        mut act: impl FnMut() + Send + 'static,
+    ) -> JoinHandle<()> {
+        let done = done.clone();
+        spawn(move || {
+            (0..ROUNDS).for_each(|_| act());
+            drop(done);
+        })
+    }
+
+    #[test]
+    fn the_default_export_is_found_while_others_come_and_go() {
+        for chosen in [None, Some("first".to_owned())] {
+            let (registry, guest) = registry_and_guest();
+            registry.set_default(chosen.clone());
+            let (done, ended) = channel();
+            let settled = chosen.is_some();
+            let finder = |registry: Arc<Registry>| {
+                again_and_again(&done, move || {
+                    let found = registry.find("").map(|seat| seat.name.clone());
+                    // Of two exports none is the default, unless one was chosen.
+                    let is_right = found.as_deref().map_or(!settled, |name| name == "first");
+                    assert!(is_right, "found {found:?}, chosen {settled}");
+                })
+            };
+            let changed = Arc::clone(&registry);
+            let comer = again_and_again(&done, move || {
+                changed.insert(Arc::clone(&guest)).expect("its name is free");
+                changed.remove("second").expect("it was added");
+            });
+            let (first, second) = (finder(Arc::clone(&registry)), finder(Arc::clone(&registry)));
+            let chooser = again_and_again(&done, move || registry.set_default(chosen.clone()));
+            drop(done);
+            // Nobody sends: the channel ends when the last thread does.
+            assert_eq!(ended.recv_timeout(HUNG), Err(RecvTimeoutError::Disconnected), "hung");
+            for thread in [comer, first, second, chooser] {
+                thread.join().expect("what it found was right");
+            }
+        }
+    }
+}

@@ -1,7 +1,9 @@
 //! What a shard asks of those who use its disks, and what it offers them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::watch::{Changes, Watch, Watches};
 use crate::engine::Disk;
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, Request, RequestId};
@@ -22,6 +24,12 @@ pub enum Fate {
 pub trait Client: Send {
     /// It was added to the shard, with its socket.
     fn start(&mut self, cx: &mut Context<'_>) -> Fate;
+
+    /// Somebody used its [`Nudge`](super::Nudge). Only a client without a socket has one.
+    fn nudged(&mut self, cx: &mut Context<'_>) -> Fate {
+        let _ = cx;
+        Fate::Stay
+    }
 
     /// A receive is over.
     fn received(
@@ -69,12 +77,15 @@ pub struct Context<'a> {
     pub(super) host: &'a mut Host,
     pub(super) arena: &'a mut Arena,
     pub(super) disk: &'a mut Disk,
-    pub(super) socket: SocketId,
+    pub(super) socket: Option<SocketId>,
     pub(super) key: u32,
     pub(super) now: Instant,
     pub(super) stalled: &'a mut std::collections::VecDeque<u32>,
     pub(super) freed: &'a mut bool,
     pub(super) refused: &'a mut bool,
+    pub(super) place: usize,
+    pub(super) watches: &'a mut Watches,
+    pub(super) changes: &'a mut Changes,
 }
 
 impl Context<'_> {
@@ -87,13 +98,24 @@ impl Context<'_> {
     /// Whether the peer has hung up, although what it sent may not have been received yet.
     #[must_use]
     pub fn hang_up(&self) -> HangUp {
-        self.host.hang_up(self.socket)
+        self.socket.map_or(HangUp::No, |socket| self.host.hang_up(socket))
     }
 
     /// Submits a request; the answer comes as `replied` with the same slot.
     pub fn submit(&mut self, slot: u32, request: Request) {
         let id = RequestId(u64::from(self.key) << 32 | u64::from(slot));
-        self.disk.submit(id, request);
+        if self.watches.is_empty() {
+            return self.disk.submit(id, request);
+        }
+        if let Some(request) = self.changes.admit(self.place, self.watches, id, request) {
+            self.disk.submit(id, request);
+        }
+    }
+
+    /// From now on changes of the disk by other clients wait until this one gave up its copies of
+    /// the bytes, until it leaves.
+    pub fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.watches.push((self.key, watch));
     }
 
     /// Takes memory. `None`: there is none now, and `unstall` will come when there may be.
@@ -134,11 +156,11 @@ impl Context<'_> {
 
     /// Starts a receive on the client's socket. One at a time.
     pub fn receive(&mut self, into: ReceiveInto) {
-        self.host.receive(self.socket, into);
+        self.host.receive(self.socket.expect("only clients with a socket receive"), into);
     }
 
     /// Starts a send on the client's socket. One at a time.
     pub fn send(&mut self, list: SendList) {
-        self.host.send(self.socket, list);
+        self.host.send(self.socket.expect("only clients with a socket send"), list);
     }
 }

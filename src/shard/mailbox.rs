@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::client::Client;
+use super::nudge::{Belfry, Nudge};
 use super::run::Shard;
 use crate::engine::Disk;
 use crate::engine::effect::FileId;
@@ -38,14 +39,22 @@ pub(crate) type AddFile<'a> = &'a mut dyn FnMut(Descriptors) -> io::Result<FileI
 /// Makes a disk out of open files, on the shard's own thread.
 pub type Attachment = Box<dyn FnOnce(AddFile<'_>) -> io::Result<Disk> + Send>;
 
-/// A connection that has been negotiated and moves into the shard.
+/// What joins a client to the world outside its shard.
+pub enum Link {
+    /// A connected socket: the client receives and sends.
+    Socket(OwnedFd),
+    /// Other threads of this process, which call it: see [`Client::nudged`].
+    Local(Nudge),
+}
+
+/// A client that moves into the shard: a connection that has been negotiated, or a local one.
 pub struct NewClient {
     /// The disk it uses.
     pub disk: DiskTag,
     /// The export it came for.
     pub export: ExportKey,
-    /// Its connected socket.
-    pub socket: OwnedFd,
+    /// How it is reached.
+    pub link: Link,
     /// Who speaks on it.
     pub client: Box<dyn Client>,
     /// Dropped when the connection is gone: a slot in somebody's limit.
@@ -81,9 +90,16 @@ pub enum Refused {
 pub struct Mailbox {
     sender: SyncSender<Message>,
     waker: Waker,
+    belfry: Belfry,
 }
 
 impl Mailbox {
+    /// A bell for one client that is to come without a socket.
+    #[must_use]
+    pub fn bell(&self) -> Nudge {
+        Nudge::new(self.belfry.clone(), self.waker.clone())
+    }
+
     fn post(&self, message: Message) -> Result<(), (Refused, Message)> {
         self.sender.try_send(message).map_err(|error| match error {
             TrySendError::Full(message) => (Refused::Full, message),
@@ -197,6 +213,8 @@ pub fn spawn_within(
     drain_limit: Duration,
 ) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
     let (sender, messages) = sync_channel(MAILBOX_DEPTH);
+    let belfry = Belfry::default();
+    let bells = belfry.clone();
     let (ready, is_ready) = sync_channel::<io::Result<(Waker, Choice)>>(1);
     let thread = std::thread::Builder::new().name("orlop-shard".to_owned()).spawn(move || {
         let made = Arena::new(size).and_then(|arena| {
@@ -208,20 +226,22 @@ pub fn spawn_within(
             Ok((arena, host, choice)) => {
                 let waker = host.wake_handle();
                 if ready.send(Ok((waker, choice))).is_ok() {
-                    run_or_abort(Shard::new(host, arena, messages, drain_limit));
+                    run_or_abort(Shard::new(host, arena, messages, bells, drain_limit));
                 }
             }
         }
     })?;
     let (waker, choice) = is_ready.recv().map_err(io::Error::other)??;
-    Ok((Mailbox { sender, waker }, choice, thread))
+    Ok((Mailbox { sender, waker, belfry }, choice, thread))
 }
 
 /// A shard over a host of the caller's, with the mailbox that leads to it.
 pub(super) fn unstarted(host: Host, arena: Arena, drain_limit: Duration) -> (Mailbox, Shard) {
     let (sender, messages) = sync_channel(MAILBOX_DEPTH);
     let waker = host.wake_handle();
-    (Mailbox { sender, waker }, Shard::new(host, arena, messages, drain_limit))
+    let belfry = Belfry::default();
+    let shard = Shard::new(host, arena, messages, belfry.clone(), drain_limit);
+    (Mailbox { sender, waker, belfry }, shard)
 }
 
 /// A shard that lost its way must not go on writing, and without it the process serves nobody:

@@ -6,15 +6,19 @@
 mod client;
 mod ending;
 mod mailbox;
+mod nudge;
 mod own;
 mod run;
 mod seats;
 mod stepped;
+mod watch;
 
 pub use client::{Client, Context, Fate};
 
 pub use mailbox::{
-    Attachment, DiskTag, ExportKey, Mailbox, NewClient, Refused, spawn, spawn_within,
+    Attachment, DiskTag, ExportKey, Link, Mailbox, NewClient, Refused, spawn, spawn_within,
 };
+pub use nudge::Nudge;
 pub use own::READ_MAX;
 pub use stepped::Stepped;
+pub use watch::Watch;

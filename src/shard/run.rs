@@ -9,9 +9,11 @@ use slab::Slab;
 
 use super::client::{Client, Context, Fate};
 use super::ending::{Drain, Phase};
-use super::mailbox::{Attachment, DiskTag, Message, NewClient};
+use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
+use super::nudge::Belfry;
 use super::own::{OWN, OwnRequests};
-use super::seats::{ClientSeat, DiskSeat, Dues};
+use super::seats::{ClientSeat, DiskSeat, Dues, Line};
+use super::watch::{Changes, Next};
 use crate::engine::request::{Answer, Fault, RequestId};
 use crate::host::memory::Arena;
 use crate::host::{Event, Host, SocketId};
@@ -46,7 +48,12 @@ pub(super) struct Shard {
     /// The client called last was refused memory.
     refused: bool,
     replies: Vec<(usize, RequestId, Result<Answer, Fault>)>,
+    /// Changes of disks that somebody keeps copies of.
+    changes: Changes,
+    /// Local clients that left and were not told yet that they are closed.
+    left: Vec<usize>,
     messages: Receiver<Message>,
+    belfry: Belfry,
 }
 
 impl Shard {
@@ -54,8 +61,10 @@ impl Shard {
         host: Host,
         arena: Arena,
         messages: Receiver<Message>,
+        belfry: Belfry,
         drain_limit: Duration,
     ) -> Self {
+        let waker = host.wake_handle();
         Self {
             host,
             arena,
@@ -74,7 +83,10 @@ impl Shard {
             stalled: VecDeque::new(),
             refused: false,
             replies: Vec::new(),
+            changes: Changes::new(waker),
+            left: Vec::new(),
             messages,
+            belfry,
         }
     }
 
@@ -127,7 +139,13 @@ impl Shard {
                 self.call(socket, |client, cx| client.sent(cx, list, result));
             }
             Event::Closed { socket } => self.closed(socket),
-            Event::Woken => self.read_mail(),
+            Event::Woken => {
+                self.read_mail();
+                self.go_on_with_changes();
+                for key in self.belfry.answer() {
+                    self.call_key(key, |client, cx| client.nudged(cx));
+                }
+            }
         }
     }
 
@@ -177,12 +195,15 @@ impl Shard {
             tracing::warn!(disk = new.disk.0, "a client wants a disk that is gone");
             return;
         };
-        let socket = match self.host.add_socket(new.socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::warn!(%error, "a client's socket cannot be used");
-                return;
-            }
+        let line = match new.link {
+            Link::Local(nudge) => Line::Bell(nudge.bell()),
+            Link::Socket(socket) => match self.host.add_socket(socket) {
+                Ok(socket) => Line::Socket(socket),
+                Err(error) => {
+                    tracing::warn!(%error, "a client's socket cannot be used");
+                    return;
+                }
+            },
         };
         let draining = leaving || self.is_draining(new.export);
         self.disks[disk].clients += 1;
@@ -190,17 +211,22 @@ impl Shard {
             client: new.client,
             disk,
             export: new.export,
-            socket,
+            line,
             touched: false,
             leaving: false,
             armed: None,
             _guard: new.guard,
         });
-        let index = socket.0 as usize;
-        if self.sockets.len() <= index {
-            self.sockets.resize(index + 1, None);
+        match &self.clients[key].line {
+            Line::Bell(bell) => bell.hang(key),
+            Line::Socket(socket) => {
+                let index = socket.0 as usize;
+                if self.sockets.len() <= index {
+                    self.sockets.resize(index + 1, None);
+                }
+                self.sockets[index] = Some(key);
+            }
         }
-        self.sockets[index] = Some(key);
         self.call_key(key, |client, cx| if draining { client.drain(cx) } else { client.start(cx) });
     }
 
@@ -223,11 +249,18 @@ impl Shard {
         if seat.leaving {
             return;
         }
+        let DiskSeat { disk, watches, .. } = &mut self.disks[seat.disk];
         let mut cx = Context {
             host: &mut self.host,
             arena: &mut self.arena,
-            disk: &mut self.disks[seat.disk].disk,
-            socket: seat.socket,
+            disk,
+            place: seat.disk,
+            watches,
+            changes: &mut self.changes,
+            socket: match seat.line {
+                Line::Socket(socket) => Some(socket),
+                Line::Bell(_) => None,
+            },
             key: key as u32,
             now: self.now,
             stalled: &mut self.stalled,
@@ -237,7 +270,13 @@ impl Shard {
         let fate = act(seat.client.as_mut(), &mut cx);
         if fate == Fate::Leave {
             seat.leaving = true;
-            self.host.close_socket(seat.socket);
+            match &seat.line {
+                Line::Socket(socket) => self.host.close_socket(*socket),
+                Line::Bell(bell) => {
+                    bell.take_down();
+                    self.left.push(key);
+                }
+            }
         } else if !seat.touched {
             seat.touched = true;
             self.touched.push(key);
@@ -248,9 +287,15 @@ impl Shard {
         let Some(key) = self.sockets.get_mut(socket.0 as usize).and_then(Option::take) else {
             return;
         };
+        self.forget(key);
+    }
+
+    /// Lets a client go of which nothing is in flight.
+    fn forget(&mut self, key: usize) {
         let mut seat = self.clients.remove(key);
         self.dues.disarm(key, &mut seat);
         self.disks[seat.disk].clients -= 1;
+        self.disks[seat.disk].watches.retain(|(watcher, _)| *watcher as usize != key);
         seat.client.closed(&mut self.arena);
         self.stalled.retain(|other| *other as usize != key);
         self.touched.retain(|other| *other != key);
@@ -263,6 +308,9 @@ impl Shard {
             while self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
                 self.pump_disks();
             }
+            while let Some(key) = self.left.pop() {
+                self.forget(key);
+            }
             for key in std::mem::take(&mut self.touched) {
                 self.call_key(key, |client, cx| client.settle(cx));
                 if let Some(seat) = self.clients.get_mut(key) {
@@ -271,6 +319,7 @@ impl Shard {
                 }
             }
             let moving = self.disks.iter().any(|(_, seat)| seat.disk.has_output());
+            let moving = moving || !self.left.is_empty();
             if !moving && !self.unstall() {
                 return;
             }
@@ -291,11 +340,32 @@ impl Shard {
             let (key, slot) = ((id.0 >> 32) as u32, id.0 as u32);
             if key == OWN {
                 self.own_answered(place, slot, result);
+                continue;
+            }
+            let watches = &self.disks[place].watches;
+            let passed = if self.changes.is_empty() {
+                Some(result)
             } else {
+                self.changes.pass(watches, id, result)
+            };
+            if let Some(result) = passed {
                 self.call_key(key as usize, |client, cx| client.replied(cx, slot, result));
             }
         }
         self.replies = replies;
+    }
+
+    /// Lets changes go on whose copies were given up.
+    fn go_on_with_changes(&mut self) {
+        for (id, next) in self.changes.over() {
+            match next {
+                Next::Submit(disk, request) => self.disks[disk].disk.submit(id, request),
+                Next::Tell(result) => {
+                    let (key, slot) = ((id.0 >> 32) as usize, id.0 as u32);
+                    self.call_key(key, |client, cx| client.replied(cx, slot, result));
+                }
+            }
+        }
     }
 
     /// Memory came free: whoever waited longest tries first. True when somebody got some.

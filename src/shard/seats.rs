@@ -1,12 +1,15 @@
 //! What a shard keeps of each disk and each client, and when clients are due.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::client::Client;
 use super::mailbox::{DiskTag, ExportKey};
+use super::nudge::Bell;
+use super::watch::Watches;
 use crate::engine::Disk;
 use crate::engine::effect::FileId;
 use crate::host::SocketId;
@@ -21,6 +24,8 @@ pub(super) struct DiskSeat {
     pub(super) files: Vec<FileId>,
     /// Clients that use it.
     pub(super) clients: usize,
+    /// Those of them that keep copies of its bytes.
+    pub(super) watches: Watches,
     /// When metadata was first seen dirty.
     pub(super) dirty_since: Option<Instant>,
     /// The shard's own requests under way.
@@ -59,6 +64,7 @@ impl DiskSeat {
             disk,
             files,
             clients: 0,
+            watches: Watches::new(),
             dirty_since: None,
             own: 0,
             committing: false,
@@ -76,15 +82,21 @@ impl DiskSeat {
     }
 }
 
+/// What a client is reached by.
+pub(super) enum Line {
+    Socket(SocketId),
+    Bell(Arc<Bell>),
+}
+
 pub(super) struct ClientSeat {
     pub(super) client: Box<dyn Client>,
     /// The place of its disk.
     pub(super) disk: usize,
     pub(super) export: ExportKey,
-    pub(super) socket: SocketId,
+    pub(super) line: Line,
     /// Waits in the list of those to settle.
     pub(super) touched: bool,
-    /// Its socket is being closed; it hears of nothing but `closed`.
+    /// It is being closed; it hears of nothing but `closed`.
     pub(super) leaving: bool,
     /// The time it stands in the list of those due.
     pub(super) armed: Option<Instant>,

@@ -5,11 +5,11 @@
 use std::io;
 use std::sync::Arc;
 
-use fuse::ring::{Connection, Slot};
+use orlop_fuse::ring::{Connection, Slot};
 
 use crate::host::fuse_ring::{Answer, Frame, Serve, Shape, start};
 
-/// How rings are made for a mount. To be given as [`fuse::Options::ring`].
+/// How rings are made for a mount. To be given as [`orlop_fuse::Options::ring`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rings {
     /// Rings, each with a thread; at most one for each processor the machine may have. One serves
@@ -30,7 +30,7 @@ impl Default for Rings {
     }
 }
 
-impl fuse::RingHost for Rings {
+impl orlop_fuse::RingHost for Rings {
     fn request_bytes(&self) -> u32 {
         self.request_bytes
     }
@@ -52,7 +52,7 @@ struct Served(Connection);
 impl Serve for Served {
     fn serve(&self, frame: Frame<'_>, answer: Answer) {
         let Frame { head, operation, payload } = frame;
-        let frame = fuse::ring::Frame { head, operation, payload };
+        let frame = orlop_fuse::ring::Frame { head, operation, payload };
         self.0.requests().serve(&frame, Place(answer));
     }
 

@@ -1,5 +1,6 @@
-//! Wire protocols inside a shard: what a client asks becomes engine requests, and answers become
-//! bytes for its socket.
+//! The ways into a shard: what a client asks becomes engine requests, and answers become bytes for
+//! its socket or for a mount's reader.
 
+pub mod files;
 pub mod fuse_ring;
 pub mod nbd;

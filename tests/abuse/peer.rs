@@ -96,6 +96,15 @@ impl Peer {
         peer
     }
 
+    /// Negotiates after a silence, simple replies; whether the server went along.
+    pub(crate) fn gets_in(&mut self) -> bool {
+        let stream = &mut self.stream;
+        let mut heard = [0; GREETING_BYTES];
+        stream.read_exact(&mut heard).is_ok()
+            && stream.write_all(&plain_handshake()).is_ok()
+            && stream.read_exact(&mut heard).is_ok()
+    }
+
     /// Reads the replies to an option up to the last one, which must be its acknowledgement.
     fn await_ack(&mut self, number: u32) {
         loop {

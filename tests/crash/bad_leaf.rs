@@ -40,6 +40,10 @@ struct BadLeaf {
     freed: Option<u64>,
     /// Sectors of the disk zeroed in a child.
     cleared: BTreeSet<u64>,
+    /// Homes of blocks whose bitmaps went out with the commit that runs.
+    told: BTreeMap<u32, u64>,
+    /// Those of commits that failed.
+    stale: BTreeMap<u32, u64>,
     /// The size last asked for.
     wanted: ByteLen,
     /// It has written a footer since.
@@ -66,6 +70,8 @@ pub(crate) fn wrap(leaf: Box<dyn Leaf>, bug: Bug, bytes: &[u8]) -> Box<dyn Leaf>
         moved: BTreeMap::new(),
         freed: None,
         cleared: BTreeSet::new(),
+        told: BTreeMap::new(),
+        stale: BTreeMap::new(),
         wanted: ByteLen::ZERO,
         footer_moved: false,
     })
@@ -165,6 +171,7 @@ impl BadLeaf {
                 self.kept.writes.clear();
             }
             Bug::AckBeforeSecondEpoch => wave.writes.append(&mut self.kept.writes),
+            Bug::FailedCommitRemembered => self.tell(&wave),
             _ => {}
         }
         Some(self.tampered(wave))
@@ -187,6 +194,12 @@ impl BadLeaf {
             self.kept.writes.clear();
         }
         Some(self.tampered(wave))
+    }
+
+    /// Remembers whose bitmaps a first wave holds: a new home's entry is sure to follow.
+    fn tell(&mut self, wave: &Wave) {
+        let told = |(_, slot): &(&u32, &u64)| wave.writes.iter().any(|(at, _)| at.get() == **slot);
+        self.told = self.slots.iter().filter(told).map(|(block, slot)| (*block, *slot)).collect();
     }
 
     /// Takes writes of a kind out of a wave.
@@ -219,6 +232,9 @@ impl BadLeaf {
             self.shift(&mut slot);
             let mut new = if raw == u32::MAX { raw } else { (slot.get() / 512) as u32 };
             let here = self.slots.get(&block);
+            if let Some(slot) = self.stale.get(&block).filter(|_| raw == u32::MAX) {
+                new = (slot / 512) as u32;
+            }
             match (self.bug, here) {
                 (Bug::LiveTable, Some(slot)) if raw == u32::MAX && self.was_placed(block) => {
                     new = (slot / 512) as u32;
@@ -426,10 +442,12 @@ impl Leaf for BadLeaf {
     }
 
     fn settled(&mut self) {
+        self.stale.retain(|block, _| !self.told.contains_key(block));
         self.inner.settled();
     }
 
     fn abandoned(&mut self) {
+        self.stale.append(&mut self.told);
         if self.bug == Bug::FailedCommitSettles {
             self.inner.settled();
         } else {

@@ -29,6 +29,9 @@ pub(crate) enum Bug {
     FailedWriteLands,
     /// A failed commit counts as settled.
     FailedCommitSettles,
+    /// A block whose entry a failed commit prepared, and that gave its home back since, keeps the
+    /// entry in memory: it goes out with its neighbours'.
+    FailedCommitRemembered,
     /// W7: what must read as zero is not made so.
     ScrubSkipped,
     /// The bits of a bitmap are written the other way round.
@@ -103,7 +106,7 @@ pub(crate) enum Bug {
 }
 
 /// All of them.
-pub(crate) const ALL: [Bug; 44] = [
+pub(crate) const ALL: [Bug; 45] = [
     Bug::PointersFirst,
     Bug::OneEpoch,
     Bug::LateBitmap,
@@ -114,6 +117,7 @@ pub(crate) const ALL: [Bug; 44] = [
     Bug::AckBeforeSecondEpoch,
     Bug::FailedWriteLands,
     Bug::FailedCommitSettles,
+    Bug::FailedCommitRemembered,
     Bug::ScrubSkipped,
     Bug::BitmapMirrored,
     Bug::BitmapShifted,
@@ -157,6 +161,7 @@ impl Bug {
             self,
             Self::FailedWriteLands
                 | Self::FailedCommitSettles
+                | Self::FailedCommitRemembered
                 | Self::SyncRetried
                 | Self::SyncErrorIgnored
                 | Self::WriteErrorIgnored

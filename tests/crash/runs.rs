@@ -8,6 +8,7 @@ use orlop::host::sim::rng::{Rng, mix};
 use crate::bugs::Bug;
 use crate::checker::Tally;
 use crate::life::{Life, Style, Violation};
+use crate::suites;
 use crate::work;
 use crate::world::World;
 
@@ -96,7 +97,7 @@ pub(crate) fn report(seed: u64, violation: &Violation) -> String {
 pub(crate) struct Hunt {
     /// The bug.
     pub(crate) bug: Bug,
-    /// The life that killed it.
+    /// The life that killed it; 0 for a workload of its own.
     pub(crate) killer: Option<u64>,
     /// What it took.
     pub(crate) tally: Tally,
@@ -104,9 +105,15 @@ pub(crate) struct Hunt {
     pub(crate) lives: u64,
 }
 
-/// Lives lives with a bug built in until one shows it, for at most so many states.
+/// Lives lives with a bug built in until one shows it, for at most so many states. What random
+/// lives meet too rarely gets its own workload.
 pub(crate) fn hunt(bug: Bug, seed: u64, states: u64) -> (Hunt, Option<Violation>) {
     let mut hunt = Hunt { bug, killer: None, tally: Tally::default(), lives: 0 };
+    if bug == Bug::FailedCommitRemembered {
+        let violation = suites::rehome_with(bug, &mut hunt.tally).err();
+        hunt.killer = violation.is_some().then_some(0);
+        return (hunt, violation);
+    }
     while hunt.tally.states < states && hunt.lives < states {
         let seed = mix(seed.wrapping_add(hunt.lives));
         hunt.lives += 1;

@@ -8,6 +8,7 @@ use orlop::host::sim::enumerate::{Depth, SizeMode};
 use orlop::host::sim::fault::{Fault, FaultPlan, Target};
 use orlop::host::sim::rng::Rng;
 
+use crate::bugs::Bug;
 use crate::checker::{Checker, Tally};
 use crate::life::{Life, Op, Style, Violation};
 use crate::oracle::Cells;
@@ -149,13 +150,59 @@ fn script(sectors: u32) -> Vec<Op> {
     ]
 }
 
-/// Lets each effect of the script fail in turn, in each way, once and for good; then goes on, and
-/// after a failed sync opens again. Nothing acknowledged and flushed may be lost. Returns how many
-/// failures were tried.
+/// A block loses its home, finds another behind a commit that may fail, gives that back as well,
+/// and finds a third while its neighbour is published in the second: what the failed commit has
+/// told the table in memory must not come out with the neighbour's entry.
+fn rehoming() -> Vec<Op> {
+    let run = |first: u32, count: u32| Cells { first: first * 4, count: count * 4 };
+    vec![
+        Op::Write { cells: run(0, 3), fua: false },
+        Op::Flush,
+        Op::Discard { cells: run(0, 8), fua: false },
+        Op::Write { cells: run(2, 1), fua: false },
+        Op::Flush,
+        Op::Discard { cells: run(0, 8), fua: false },
+        Op::Write { cells: run(8, 2), fua: false },
+        Op::Write { cells: run(4, 2), fua: false },
+        Op::Flush,
+    ]
+}
+
+/// A write that has not landed when the flush beside it takes its snapshot.
+const BESIDE: usize = 2;
+
+/// Lets each effect of a script with something of everything fail, and where homes are given back,
+/// each of the script about that.
 ///
 /// # Errors
 /// The first violation.
 pub(crate) fn every_failure(world: &World, tally: &mut Tally) -> Result<u32, Violation> {
+    let tried = fail_each(world, (&script(world.cells() / 4), 1), None, tally)?;
+    // The crowded world is large, and has nothing to add.
+    if world.plan.kind != Kind::Dynamic || world.plan.sectors > 100 {
+        return Ok(tried);
+    }
+    Ok(tried + fail_each(world, (&rehoming(), BESIDE), None, tally)?)
+}
+
+/// Lets each effect of the script about homes given back fail, with a bug built in.
+///
+/// # Errors
+/// The first violation.
+pub(crate) fn rehome_with(bug: Bug, tally: &mut Tally) -> Result<u32, Violation> {
+    let world = small(Kind::Dynamic, false, 0);
+    fail_each(&world, (&rehoming(), BESIDE), Some(bug), tally)
+}
+
+/// Lets each effect of the script fail in turn, in each way, once and for good; then goes on, and
+/// after a failed sync opens again. Nothing acknowledged and flushed may be lost. The last so many
+/// requests are under way together. Returns how many failures were tried.
+fn fail_each(
+    world: &World,
+    script: (&[Op], usize),
+    bug: Option<Bug>,
+    tally: &mut Tally,
+) -> Result<u32, Violation> {
     let ways = [
         (Target::Any, IoError::EIO, false),
         (Target::Any, IoError::EIO, true),
@@ -169,7 +216,8 @@ pub(crate) fn every_failure(world: &World, tally: &mut Tally) -> Result<u32, Vio
             let fault = Fault { target, after, error, sticky };
             let mut struck = false;
             for seed in 0..SCHEDULES {
-                let result = fail_once(world, fault, seed, tally);
+                let style = Style { mode: SizeMode::Strict, depth: depth(world), bug };
+                let result = fail_once(world, script, style, (fault, seed), tally);
                 struck |= result.map_err(|violation| Violation {
                     what: violation.what,
                     story: format!("{:?}\n{fault:?}, seed {seed}\n{}", world.plan, violation.story),
@@ -184,18 +232,32 @@ pub(crate) fn every_failure(world: &World, tally: &mut Tally) -> Result<u32, Vio
     Ok(tried)
 }
 
-fn fail_once(world: &World, fault: Fault, seed: u64, tally: &mut Tally) -> Result<bool, Violation> {
-    // The crowded world is large, and its images cost in proportion.
+/// The crowded world is large, and its images cost in proportion.
+fn depth(world: &World) -> Depth {
     let most = if world.plan.sectors > 100 { 3 } else { 7 };
-    let depth = Depth { exhaustive: most, random: most };
-    let style = Style { mode: SizeMode::Strict, depth, bug: None };
+    Depth { exhaustive: most, random: most }
+}
+
+fn fail_once(
+    world: &World,
+    (script, beside): (&[Op], usize),
+    style: Style,
+    (fault, seed): (Fault, u64),
+    tally: &mut Tally,
+) -> Result<bool, Violation> {
     let mut life = Life::new(world, style, seed);
     life.checker.faulty = true;
     life.host.set_faults(FaultPlan::new(&[fault]));
     let mut rng = Rng::new(seed);
     let mut result = Ok(());
-    for op in script(world.cells() / 4) {
-        result = perform(&mut life, op, seed == 0, &mut rng);
+    for (no, op) in (1..).zip(script) {
+        // The last ones go out before any of them does a step.
+        let pace = match (no < script.len()) && (no + beside > script.len()) {
+            true => Pace::Beside,
+            false if seed == 0 => Pace::Alone,
+            false => Pace::Mixed,
+        };
+        result = perform(&mut life, *op, pace, &mut rng);
         if result.is_err() {
             break;
         }
@@ -204,7 +266,18 @@ fn fail_once(world: &World, fault: Fault, seed: u64, tally: &mut Tally) -> Resul
     result.map(|()| life.host.struck() > 0)
 }
 
-fn perform(life: &mut Life<'_>, op: Op, serially: bool, rng: &mut Rng) -> Result<(), Violation> {
+/// How far things go before the next request comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Until nothing is in flight.
+    Alone,
+    /// As far as the seed says.
+    Mixed,
+    /// Not a step.
+    Beside,
+}
+
+fn perform(life: &mut Life<'_>, op: Op, pace: Pace, rng: &mut Rng) -> Result<(), Violation> {
     while !life.has_room() {
         step(life)?;
     }
@@ -213,7 +286,10 @@ fn perform(life: &mut Life<'_>, op: Op, serially: bool, rng: &mut Rng) -> Result
         return Ok(());
     }
     life.submit(op)?;
-    let serially = serially || matches!(op, Op::Resize { .. });
+    if pace == Pace::Beside {
+        return Ok(());
+    }
+    let serially = pace == Pace::Alone || matches!(op, Op::Resize { .. });
     while life.host.in_flight() > 0 && (serially || rng.chance(3, 4)) {
         step(life)?;
     }

@@ -15,7 +15,7 @@ use orlop::host::sim::fs::{Backing, SimFile};
 use orlop::host::sim::script::{PeerId, ScriptHost};
 use orlop::host::{Descriptors, OpenMode};
 use orlop::meter::{Meter, Rates, Throttle};
-use orlop::shard::{DiskTag, ExportKey, Mailbox, NewClient, Stepped};
+use orlop::shard::{DiskTag, ExportKey, Link, Mailbox, NewClient, Stepped};
 use orlop::transport::nbd::{ClientLimits, ClientSettings, ExportShape, NbdClient, export_of};
 
 use crate::tag::CELL;
@@ -143,7 +143,7 @@ impl Rig {
         };
         let client = Box::new(NbdClient::new(session, settings));
         let (disk, export, guard) = (self.disk, EXPORT, Box::new(()));
-        let new = NewClient { disk, export, socket, client, guard };
+        let new = NewClient { disk, export, link: Link::Socket(socket), client, guard };
         self.mailbox.connect(new).expect("the mailbox has room");
         peer
     }

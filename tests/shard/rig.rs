@@ -21,7 +21,7 @@ use orlop::format::Flat;
 use orlop::host::memory::ArenaSize;
 use orlop::host::{Aio, Descriptors, OpenMode};
 use orlop::meter::{Meter, Rates, Throttle};
-use orlop::shard::{DiskTag, ExportKey, Mailbox, NewClient};
+use orlop::shard::{DiskTag, ExportKey, Link, Mailbox, NewClient};
 use orlop::transport::nbd::{ClientLimits, ClientSettings, ExportShape, NbdClient, export_of};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -140,7 +140,9 @@ impl Rig {
         let client = Box::new(NbdClient::new(&session, settings));
         let socket = OwnedFd::from(its);
         let (export, guard) = (setup.export, Box::new(()));
-        self.mailbox.connect(NewClient { disk, export, socket, client, guard }).unwrap();
+        self.mailbox
+            .connect(NewClient { disk, export, link: Link::Socket(socket), client, guard })
+            .unwrap();
         mine.set_read_timeout(Some(PATIENCE)).unwrap();
         mine.set_write_timeout(Some(PATIENCE)).unwrap();
         Peer { stream: mine }

@@ -24,7 +24,7 @@ use orlop::host::sim::fs::{Backing as Ground, SimFile};
 use orlop::host::sim::script::{Leave, PeerId};
 use orlop::host::{Descriptors, OpenMode};
 use orlop::meter::{Meter, Rates, Throttle};
-use orlop::shard::{DiskTag, ExportKey, Mailbox, NewClient, Stepped};
+use orlop::shard::{DiskTag, ExportKey, Link, Mailbox, NewClient, Stepped};
 use orlop::transport::nbd::{ClientLimits, ClientSettings, ExportShape, NbdClient, export_of};
 
 use super::wire::{self, Style};
@@ -144,7 +144,8 @@ impl Rig {
         };
         let client = Box::new(NbdClient::new(session, settings));
         let (disk, guard) = (self.disk, Box::new(()));
-        let new = NewClient { disk, export: ExportKey(1), socket, client, guard };
+        let new =
+            NewClient { disk, export: ExportKey(1), link: Link::Socket(socket), client, guard };
         self.mailbox.connect(new).expect("the mailbox has room");
         peer
     }

@@ -1,0 +1,287 @@
+//! The life of a mount in the process that serves it.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Instant, SystemTime};
+
+use orlop_fuse::{Bytes, DiskId, Layout, Mount, MountError, NewDisk, Offset, Options, Window};
+
+use super::about::{Chain, ImageAbout, Way};
+use super::ending::{End, Signals};
+use super::failure::MountFailure;
+use super::leave::{clear_dead, place_of};
+use super::opening::{self, Opened};
+use super::passing::{Mapped, Passed};
+use super::standing::{Plan, Standing, stand};
+use super::{Ready, Transport, Wish, guard};
+use crate::host::memory::ArenaSize;
+use crate::meter::Meter;
+use crate::server::{Bound, Control, Estate, Limits, Listen, Part, Registry, Seat, Service, bind};
+use crate::shard::{self, Mailbox};
+use crate::transport::files::{FileDisk, Files};
+
+/// The one disk of the mount.
+pub(super) const DISK: DiskId = DiskId(1);
+/// The one export.
+const EXPORT: &str = "";
+/// Where the kernel tells when a file was written.
+const UNKNOWN: SystemTime = SystemTime::UNIX_EPOCH;
+
+/// Mounts, tells that it answers, and serves until it is unmounted or a signal comes. What `tell`
+/// cannot say is a reason to unmount again: whoever waits for it is gone.
+///
+/// # Errors
+/// What kept it from being mounted, or from being durable in the end. Nothing is left behind.
+pub fn run(
+    wish: &Wish,
+    tell: &mut dyn FnMut(&Ready) -> io::Result<()>,
+) -> Result<(), MountFailure> {
+    let at = &place_of(&wish.at);
+    let left =
+        |why: super::LeaveFailure| MountFailure::Left { at: at.clone(), why: why.to_string() };
+    if clear_dead(at).map_err(left)? {
+        tracing::warn!("{}: cleared away what a dead server had left", at.display());
+    }
+    // Before anything touches it: it may hang.
+    if let Some(Mount { kind, source: from, .. }) = orlop_fuse::mounted_at(at) {
+        return Err(MountError::Occupied { at: at.clone(), kind, from }.into());
+    }
+    // Looked at before the image is: opening one to write may change it.
+    orlop_fuse::check_place(at)?;
+    let way = way_of(wish)?;
+    let mut opened = opening::open(wish)?;
+    let way = pass(&mut opened, way);
+    let bound = wish.nbd.clone().map(|path| bind(&[Listen::Unix(path)])).transpose();
+    let bound = bound.map_err(MountFailure::Nbd)?;
+    guard::flush_nothing_for_memory();
+    let failed = |what| move |error| MountFailure::System { what, error };
+    let arena = ArenaSize { large_bytes: wish.memory_mib << 20, ..ArenaSize::default() };
+    let (mailbox, choice, thread) =
+        shard::spawn(wish.aio, arena).map_err(failed("no I/O host (try --aio threads)"))?;
+    tracing::debug!("I/O by {choice}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed("no runtime"))?;
+    let outcome = runtime.block_on(async {
+        let outcome = serve(wish, opened, way, bound, mailbox.clone(), tell).await;
+        // Whatever happened, what was answered becomes durable.
+        let closed = mailbox.shut_down().await.map_err(MountFailure::NotDurable);
+        outcome.and(closed)
+    });
+    drop(thread.join());
+    outcome
+}
+
+/// How the bytes will come and go.
+fn way_of(wish: &Wish) -> Result<Way, MountFailure> {
+    const NO_RING: &str = "FUSE over io_uring is not built in yet";
+    match wish.transport {
+        Transport::Auto => Ok(Way { name: "classic", why: NO_RING.to_owned() }),
+        Transport::Classic => Ok(Way { name: "classic", why: "asked for".to_owned() }),
+        Transport::Uring => {
+            Err(MountFailure::Transport { asked: "uring", why: NO_RING.to_owned() })
+        }
+    }
+}
+
+/// Passing by, where the kernel gets the file; else the same way, and why it does not.
+fn pass(opened: &mut Opened, way: Way) -> Way {
+    match &opened.passed {
+        None => way,
+        Some(Ok(_)) => Way { name: "passthrough", why: "the raw file is the disk".to_owned() },
+        Some(Err(why)) => {
+            let why = format!("{}; no passthrough: {why}", way.why);
+            opened.passed = None;
+            Way { why, ..way }
+        }
+    }
+}
+
+async fn serve(
+    wish: &Wish,
+    opened: Opened,
+    way: Way,
+    bound: Option<Bound>,
+    mailbox: Mailbox,
+    tell: &mut dyn FnMut(&Ready) -> io::Result<()>,
+) -> Result<(), MountFailure> {
+    let failed = |what| move |error| MountFailure::System { what, error };
+    let mut signals = Signals::new().map_err(failed("no signals"))?;
+    let Opened { prepared, spec, chain, read_only_because, fresh, passed } = opened;
+    let (registry, limits) = (Arc::new(Registry::default()), Limits::default());
+    let estate = Estate::new(vec![mailbox], prepared);
+    let control = Control::new(Arc::clone(&registry), estate, limits.per_export, None);
+    let seat = control.add(spec).await?;
+    let nbd = bound.as_ref().and_then(|bound| bound.addresses().find_map(|a| a.uri("", false)));
+    let about = about(wish, &seat, chain, read_only_because, nbd);
+    let _ = about.way.set(way);
+    let (windows, notices) = windows(&control, &seat, wish.spec.part).await;
+    let files = Files::new();
+    let (passed, mapped) = (passed.and_then(Result::ok), Arc::new(Mapped::new(seat.extent())));
+    let passes = passed.is_some();
+    show(&files, &seat, &about, passed, &mapped)?;
+    let plan = plan(wish, &seat, windows, &files, mapped);
+    let plan = Plan { options: Options { passthrough: passes, ..plan.options }, ..plan };
+    let standing = tokio::task::spawn_blocking(move || stand(plan)).await;
+    let standing = standing.map_err(|panic| failed("mounting")(io::Error::other(panic)))??;
+    let _ = about.made.set(standing.made());
+    let notices = notices.into_iter().chain(about.read_only_because.clone()).collect();
+    let ready = Ready { info: about.info(), notices, ..standing.ready() };
+    let service =
+        Service::new(Arc::clone(&registry), limits, None, tokio::runtime::Handle::current());
+    let told = tell(&ready).map_err(failed("it was unmounted again: nobody waits for it"));
+    let end = if told.is_err() {
+        End::Asked
+    } else {
+        if let Some(fresh) = fresh {
+            fresh.keep();
+        }
+        guard::stay_in_memory();
+        tokio::select! {
+            () = standing.unmounted() => End::Unmounted,
+            () = signals.come() => End::Asked,
+            () = serve_nbd(&service, bound) => End::Asked,
+        }
+    };
+    let flushed = take_down(standing, end, signals).await;
+    registry.drain();
+    let passed = files.close(DISK).map_err(|error| MountFailure::NotDurable(error.to_string()));
+    control.remove(EXPORT).await?;
+    told.and(flushed).and(passed)
+}
+
+/// Never comes back: without its socket, the mount goes on.
+async fn serve_nbd(service: &Service, bound: Option<Bound>) {
+    if let Some(bound) = bound
+        && let Err(error) = service.serve(bound).await
+    {
+        tracing::error!(%error, "NBD clients are no longer let in");
+    }
+    std::future::pending().await
+}
+
+async fn take_down(standing: Standing, end: End, mut signals: Signals) -> Result<(), MountFailure> {
+    let hurry = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let told = Arc::clone(&hurry);
+    let mut down = tokio::task::spawn_blocking(move || standing.take_down(end, &told));
+    loop {
+        tokio::select! {
+            done = &mut down => {
+                let failed = |error| MountFailure::NotDurable(io::Error::other(error).to_string());
+                return done.map_err(failed)?;
+            }
+            // A second signal: no more patience with those who keep it busy.
+            () = signals.come() => hurry.store(true, std::sync::atomic::Ordering::Relaxed),
+        }
+    }
+}
+
+fn about(
+    wish: &Wish,
+    seat: &Arc<Seat>,
+    chain: Chain,
+    read_only_because: Option<String>,
+    nbd: Option<String>,
+) -> Arc<ImageAbout> {
+    let partition = match wish.spec.part {
+        Part::Partition(number) => Some(number),
+        Part::Window { .. } => None,
+    };
+    Arc::new(ImageAbout {
+        chain,
+        seat: Arc::clone(seat),
+        meter: Arc::new(Meter::new()),
+        overlay: wish.kept_overlay.clone().or_else(|| wish.spec.overlay.clone()),
+        partition,
+        read_only_because,
+        nbd,
+        way: OnceLock::new(),
+        made: OnceLock::new(),
+        since: Instant::now(),
+    })
+}
+
+/// Lets mounts ask the disk.
+fn show(
+    files: &Files,
+    seat: &Seat,
+    about: &Arc<ImageAbout>,
+    passed: Option<Passed>,
+    mapped: &Arc<Mapped>,
+) -> Result<(), MountFailure> {
+    let disk = FileDisk {
+        mailbox: seat.disk.mailbox.clone(),
+        tag: seat.disk.tag,
+        export: seat.key,
+        window: seat.extent(),
+        about: Arc::clone(about) as _,
+        passing: passed.map(|passed| Arc::new(passed) as _),
+        watch: Some(Arc::clone(mapped) as _),
+        meter: Arc::clone(&about.meter),
+    };
+    let what = "the disk cannot be asked";
+    files.open(DISK, disk).map_err(|e| MountFailure::System { what, error: io::Error::other(e) })
+}
+
+/// The partitions of a whole disk, and what is odd about them. A table that makes no sense is no
+/// reason to keep the disk from whoever may want to repair it.
+async fn windows(control: &Control, seat: &Seat, part: Part) -> (Vec<Window>, Vec<String>) {
+    if part != Part::WHOLE {
+        return (Vec::new(), Vec::new());
+    }
+    let table = match control.partitions(seat).await {
+        Ok(table) => table,
+        Err(error) => return (Vec::new(), vec![format!("no partitions are shown: {error}")]),
+    };
+    let shown = |number: u32| (1..=orlop_fuse::tree::PARTITIONS_MAX).contains(&number);
+    let windows = table.partitions.iter().filter(|partition| shown(partition.number));
+    let windows = windows.map(|partition| Window {
+        number: partition.number,
+        extent: orlop_fuse::Extent {
+            at: Offset(partition.start.get()),
+            len: Bytes(partition.len.get()),
+        },
+    });
+    (windows.collect(), table.notices.iter().map(ToString::to_string).collect())
+}
+
+fn plan(
+    wish: &Wish,
+    seat: &Seat,
+    windows: Vec<Window>,
+    files: &Arc<Files>,
+    mapped: Arc<Mapped>,
+) -> Plan {
+    let path = &seat.disk.path;
+    let modified = std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(UNKNOWN);
+    let label = path.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
+    Plan {
+        at: wish.at.clone(),
+        options: Options {
+            layout: Layout::Single,
+            source: source_of(path),
+            allow_other: wish.allow_other,
+            read_only: seat.read_only,
+            threads: wish.threads,
+            ..Options::default()
+        },
+        disk: NewDisk {
+            id: DISK,
+            label,
+            len: Bytes(seat.extent().len.get()),
+            read_only: seat.read_only,
+            windows,
+            modified,
+        },
+        port: Arc::clone(files) as _,
+        mapped,
+        loop_device: wish.loop_device,
+        file_system: wish.file_system.clone(),
+    }
+}
+
+/// What the table of mounts names: the image by its whole path.
+fn source_of(image: &Path) -> String {
+    let whole = std::fs::canonicalize(image).unwrap_or_else(|_| image.to_owned());
+    whole.to_string_lossy().into_owned()
+}

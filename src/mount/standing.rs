@@ -1,0 +1,185 @@
+//! A mount that stands, with what lies on it; and how it is taken down.
+//!
+//! Blocks: it waits for the kernel, for programs, and for requests that other threads of this
+//! process answer. Never to be called on one of those.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use orlop_fuse::{Mounted, NewDisk, Options, Port, UnmountError, UnmountHow, Window};
+use serde_json::Value;
+
+use super::Ready;
+use super::about::Made;
+use super::busy;
+use super::ending::End;
+use super::failure::MountFailure;
+use super::inside::Inside;
+use super::leave::within;
+use super::passing::Mapped;
+use super::session::DISK;
+
+/// How long a fresh mount may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long those who keep a mount busy have, when its server is to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is tried meanwhile.
+const TRY_EVERY: Duration = Duration::from_millis(100);
+/// How long one wait for the end of a mount is.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What is to stand.
+pub(super) struct Plan {
+    pub(super) at: PathBuf,
+    pub(super) options: Options,
+    pub(super) disk: NewDisk,
+    pub(super) port: Arc<dyn Port>,
+    pub(super) mapped: Arc<Mapped>,
+    pub(super) loop_device: bool,
+    pub(super) file_system: Option<PathBuf>,
+}
+
+/// A mount, and what lies on it. Dropped, all of it is undone in reverse.
+pub(super) struct Standing {
+    inside: Option<Inside>,
+    mounted: Arc<Mounted>,
+    files: Vec<String>,
+}
+
+/// Makes the mount, sees that it answers, and makes what is to lie on it.
+pub(super) fn stand(plan: Plan) -> Result<Standing, MountFailure> {
+    let Plan { at, options, disk, port, mapped, loop_device, file_system } = plan;
+    let over = file_system.as_ref().map(|_| file_with(&disk.windows)).transpose()?;
+    let mounted = orlop_fuse::mount(port, &at, &options, std::slice::from_ref(&disk))?;
+    let at = mounted.at().to_owned();
+    let answered = within(ANSWER, &at, |at| {
+        std::fs::read(at.join("info.json"))?;
+        std::fs::metadata(at.join("disk"))
+    });
+    let mut files = vec!["disk".to_owned()];
+    files.extend(disk.windows.iter().map(|window| format!("p{}", window.number)));
+    let mut standing = Standing { inside: None, mounted: Arc::new(mounted), files };
+    mapped.are_of(&standing.mounted);
+    answered.map_err(|error| MountFailure::Silent { at: at.clone(), error })?;
+    if loop_device || file_system.is_some() {
+        let step = if file_system.is_some() { "--mount-fs" } else { "--loop" };
+        let file = over.as_deref().unwrap_or("disk");
+        let made = Inside::make(&at, file, disk.read_only, file_system.as_deref());
+        standing.inside = Some(made.map_err(|error| MountFailure::Inside { step, error })?);
+    }
+    Ok(standing)
+}
+
+/// The file with the file system that is meant.
+fn file_with(windows: &[Window]) -> Result<String, MountFailure> {
+    match windows {
+        [] => Ok("disk".to_owned()),
+        [only] => Ok(format!("p{}", only.number)),
+        several => {
+            let numbers: Vec<String> = several.iter().map(|w| w.number.to_string()).collect();
+            Err(MountFailure::WhichFileSystem(format!(
+                "the disk has the partitions {}; say which with --partition",
+                numbers.join(", ")
+            )))
+        }
+    }
+}
+
+impl Standing {
+    pub(super) fn made(&self) -> Made {
+        let inside = self.inside.as_ref();
+        Made {
+            loop_device: inside.and_then(Inside::node).map(Path::to_owned),
+            file_system: inside.and_then(Inside::file_system).map(Path::to_owned),
+        }
+    }
+
+    /// What there is to be told; the rest is its teller's.
+    pub(super) fn ready(&self) -> Ready {
+        let (at, files) = (self.mounted.at().to_owned(), self.files.clone());
+        Ready { at, files, info: Value::Null, notices: Vec::new() }
+    }
+
+    /// Comes when the kernel has let go of the mount.
+    pub(super) async fn unmounted(&self) {
+        let (ended, has_ended) = tokio::sync::oneshot::channel();
+        let mounted = Arc::clone(&self.mounted);
+        // A thread of its own: it waits for years.
+        std::thread::spawn(move || {
+            while !mounted.wait(LONG) {}
+            // Nobody listens any more when a signal came first.
+            let _ = ended.send(());
+        });
+        let _ = has_ended.await;
+    }
+
+    /// Unmounts, if that has not happened. Those who keep it busy are told to the log and have ten
+    /// seconds, or until `hurry`; then what they have open answers that the disk is gone.
+    ///
+    /// # Errors
+    /// What was written could not be made durable.
+    pub(super) fn take_down(mut self, end: End, hurry: &AtomicBool) -> Result<(), MountFailure> {
+        if end == End::Unmounted {
+            return Ok(());
+        }
+        let flushed = self.flush();
+        let until = Instant::now() + PATIENCE;
+        let mut said = false;
+        while let Err(who) = self.try_down() {
+            if !said {
+                tracing::warn!("in use by {who}; they have {} seconds", PATIENCE.as_secs());
+                said = true;
+            }
+            if Instant::now() >= until || hurry.load(Ordering::Relaxed) {
+                self.force_down();
+                break;
+            }
+            std::thread::sleep(TRY_EVERY);
+        }
+        flushed.map_err(|error| MountFailure::NotDurable(error.to_string()))
+    }
+
+    /// Makes durable what was written so far, mapped pages and the file system inside included.
+    fn flush(&self) -> io::Result<()> {
+        if let Some(at) = self.inside.as_ref().and_then(Inside::file_system) {
+            rustix::fs::syncfs(File::open(at)?)?;
+        }
+        File::open(self.mounted.at().join("disk"))?.sync_all()
+    }
+
+    /// Unmounts if nobody uses it; else says who does.
+    fn try_down(&mut self) -> Result<(), String> {
+        if let Some(inside) = &mut self.inside {
+            let at = inside.file_system().map(Path::to_owned);
+            inside.unmake(false).map_err(|error| {
+                let users = at.map(|at| busy::process_users(&at)).unwrap_or_default();
+                format!("{} ({error})", busy::listed(&users))
+            })?;
+        }
+        match self.mounted.unmount(UnmountHow::Clean) {
+            Ok(()) => Ok(()),
+            Err(UnmountError::Busy(at)) => Err(busy::listed(&busy::users(&at))),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn force_down(&mut self) {
+        tracing::warn!("{}: taken away from its users", self.mounted.at().display());
+        if let Some(inside) = &mut self.inside
+            && let Err(error) = inside.unmake(true)
+        {
+            tracing::warn!(%error, "something is left behind");
+        }
+        // While it can still be reached: a file the kernel serves by itself is fenced by its path.
+        if let Err(error) = self.mounted.remove(DISK, true) {
+            tracing::debug!(%error, "the disk was not shown any more");
+        }
+        if let Err(error) = self.mounted.unmount(UnmountHow::Detach) {
+            tracing::warn!(%error, "the mount is left behind");
+        }
+    }
+}

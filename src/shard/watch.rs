@@ -1,0 +1,195 @@
+//! Copies of a disk's bytes outside its shard: pages that a mount has mapped. Before a client of
+//! another kind changes bytes, changed copies of them come home; before it hears that they are
+//! changed, old copies are gone. So nobody sees old bytes after a write was answered, and old bytes
+//! are not written back over new ones.
+//!
+//! Refuses to wait on the shard's thread: giving up copies may need the disk itself, so a thread of
+//! its own asks for it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::engine::request::{Answer, Fault, Request, RequestId};
+use crate::engine::units::Extent;
+use crate::host::Waker;
+
+/// Somebody who keeps copies.
+pub trait Watch: Send + Sync {
+    /// Whether there may be copies now. Asked on the shard's thread, for each change.
+    fn has_copies(&self) -> bool;
+
+    /// Writes changed copies of these bytes to the disk, and gives all copies of them up. May wait
+    /// for the disk.
+    fn give_up(&self, extent: Extent);
+}
+
+/// Who watches a disk: the key of a client, whose own changes are known to it.
+pub(super) type Watches = Vec<(u32, Arc<dyn Watch>)>;
+
+/// The part of a disk a request changes. A longer disk changes nothing that was there.
+fn changed(request: &Request) -> Option<Extent> {
+    match request {
+        Request::Write { extent, .. }
+        | Request::Zero { extent, .. }
+        | Request::Discard { extent, .. } => Some(*extent),
+        Request::Read { .. } | Request::Map { .. } | Request::Flush | Request::Resize { .. } => {
+            None
+        }
+    }
+}
+
+/// How far a change is.
+enum Stage {
+    /// Changed copies come home; then it goes to the disk.
+    Before(Request),
+    /// The disk works on it.
+    AtDisk,
+    /// Old copies are given up; then its client hears the result.
+    After(Result<Answer, Fault>),
+}
+
+/// A change that copies must not miss.
+struct Change {
+    /// The place of its disk.
+    disk: usize,
+    extent: Extent,
+    stage: Stage,
+}
+
+/// What a change does next.
+pub(super) enum Next {
+    /// It goes to the disk at this place.
+    Submit(usize, Request),
+    /// Its client hears the result.
+    Tell(Result<Answer, Fault>),
+}
+
+struct Job {
+    id: RequestId,
+    who: Vec<Arc<dyn Watch>>,
+    extent: Extent,
+}
+
+/// The changes of all disks that are watched.
+pub(super) struct Changes {
+    under_way: HashMap<RequestId, Change>,
+    jobs: Option<Sender<Job>>,
+    over: Arc<Mutex<Vec<RequestId>>>,
+    waker: Waker,
+}
+
+fn others(watches: &Watches, key: u32) -> Vec<Arc<dyn Watch>> {
+    let others = watches.iter().filter(|(watcher, _)| *watcher != key);
+    others.filter(|(_, watch)| watch.has_copies()).map(|(_, watch)| Arc::clone(watch)).collect()
+}
+
+impl Changes {
+    pub(super) fn new(waker: Waker) -> Self {
+        Self { under_way: HashMap::new(), jobs: None, over: Arc::default(), waker }
+    }
+
+    /// Looks at a request on its way to a disk that is watched. It comes back at once, if it need
+    /// not wait for copies.
+    pub(super) fn admit(
+        &mut self,
+        disk: usize,
+        watches: &Watches,
+        id: RequestId,
+        request: Request,
+    ) -> Option<Request> {
+        let key = (id.0 >> 32) as u32;
+        let Some(extent) = changed(&request) else { return Some(request) };
+        if watches.iter().all(|(watcher, _)| *watcher == key) {
+            return Some(request);
+        }
+        // Remembered even while there are no copies: some may be made before it is over.
+        let who = others(watches, key);
+        if who.is_empty() {
+            self.under_way.insert(id, Change { disk, extent, stage: Stage::AtDisk });
+            return Some(request);
+        }
+        self.under_way.insert(id, Change { disk, extent, stage: Stage::Before(request) });
+        self.ask(Job { id, who, extent });
+        None
+    }
+
+    /// Whether no change is under way that copies must not miss.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// Looks at an answer of a disk. It comes back at once, if it need not wait for copies.
+    pub(super) fn pass(
+        &mut self,
+        watches: &Watches,
+        id: RequestId,
+        result: Result<Answer, Fault>,
+    ) -> Option<Result<Answer, Fault>> {
+        let Some(change) = self.under_way.get_mut(&id) else { return Some(result) };
+        let who = others(watches, (id.0 >> 32) as u32);
+        if who.is_empty() {
+            self.under_way.remove(&id);
+            return Some(result);
+        }
+        change.stage = Stage::After(result);
+        let extent = change.extent;
+        self.ask(Job { id, who, extent });
+        None
+    }
+
+    fn ask(&mut self, job: Job) {
+        if self.jobs.is_none() {
+            self.jobs = self.hire().inspect_err(|error| self.give_in(error)).ok();
+        }
+        let id = job.id;
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        if !sent {
+            // Nobody can give copies up: the change goes on, as it would without a mount.
+            self.finish(id);
+        }
+    }
+
+    fn give_in(&self, error: &io::Error) {
+        tracing::error!(%error, "no thread for mapped pages: they may show old bytes");
+    }
+
+    /// Starts the thread that asks for copies. It ends with the shard.
+    fn hire(&self) -> io::Result<Sender<Job>> {
+        let (sender, jobs) = channel::<Job>();
+        let (over, waker) = (Arc::clone(&self.over), self.waker.clone());
+        let work = move || {
+            for Job { id, who, extent } in jobs {
+                who.iter().for_each(|watch| watch.give_up(extent));
+                over.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+                waker.wake();
+            }
+        };
+        std::thread::Builder::new().name("orlop-watch".to_owned()).spawn(work)?;
+        Ok(sender)
+    }
+
+    fn finish(&self, id: RequestId) {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        self.waker.wake();
+    }
+
+    /// The changes whose copies were given up since this was asked last, and what they do next.
+    pub(super) fn over(&mut self) -> Vec<(RequestId, Next)> {
+        let over = std::mem::take(&mut *self.over.lock().unwrap_or_else(PoisonError::into_inner));
+        over.into_iter().filter_map(|id| Some((id, self.next(id)?))).collect()
+    }
+
+    fn next(&mut self, id: RequestId) -> Option<Next> {
+        let change = self.under_way.get_mut(&id)?;
+        match std::mem::replace(&mut change.stage, Stage::AtDisk) {
+            Stage::Before(request) => Some(Next::Submit(change.disk, request)),
+            Stage::After(result) => {
+                self.under_way.remove(&id);
+                Some(Next::Tell(result))
+            }
+            Stage::AtDisk => None,
+        }
+    }
+}
