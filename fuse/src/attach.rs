@@ -13,12 +13,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rustix::io::Errno as OsError;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::mountinfo::{Mount, table, topmost};
+use crate::ring::RingHost;
 use crate::tree::{Layout, TreeError};
 
 /// What the table of mounts calls this kind of mount.
@@ -55,6 +57,8 @@ pub struct Options {
     pub route: Route,
     /// The device; another one only in tests.
     pub device: PathBuf,
+    /// Rings that are to carry the requests where the kernel offers it. They pass no file through.
+    pub ring: Option<Arc<dyn RingHost>>,
 }
 
 impl Default for Options {
@@ -68,6 +72,7 @@ impl Default for Options {
             threads: 2,
             route: Route::Auto,
             device: PathBuf::from("/dev/fuse"),
+            ring: None,
         }
     }
 }
@@ -166,7 +171,9 @@ pub fn is_stale(at: &Path) -> bool {
     let Some(place) = resolved(at) else { return false };
     let ours = topmost(&table(), &place).is_some_and(|mount| mount.kind == KIND);
     // Asked of the server every time; attributes the kernel would tell from memory.
-    ours && rustix::fs::statfs(&place).is_err_and(|error| error == OsError::NOTCONN)
+    // A server with rings dies slowly: what is asked meanwhile is aborted, or found cancelled.
+    let dead = |error| matches!(error, OsError::NOTCONN | OsError::CONNABORTED | OsError::CANCELED);
+    ours && rustix::fs::statfs(&place).is_err_and(dead)
 }
 
 /// Takes a dead server's mount away; says whether there was one.

@@ -7,73 +7,35 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BackingId, BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::OFlags;
 
+use crate::ended::Ended;
+use crate::manner::{
+    ATTRIBUTE_TTL, ENTRY_TTL, GENERATION, GOOD_IO, Manner, SECTOR, change, is_durable, open_how,
+    sought,
+};
 use crate::name::NAME_MAX;
-use crate::ops::{Attributes, Change, Fit, ImageOpening, Kind, OpenHow, Opened, Opening, Ops, fit};
-use crate::port::{Errno, ReadReply, Reply, RunKind};
+use crate::ops::{Attributes, Fit, ImageOpening, Kind, Opened, Opening, Ops, fit};
+use crate::port::{Errno, ReadReply, Reply};
 
-/// How long the kernel may believe a name. Changes are told, so this is only a ceiling.
-const ENTRY_TTL: Duration = Duration::from_secs(3600);
-/// How long it may believe attributes: block counts and times change without its knowledge.
-const ATTRIBUTE_TTL: Duration = Duration::from_secs(1);
-/// Inode numbers are not used twice, so one generation does.
-const GENERATION: Generation = Generation(0);
 /// The kernel's own ceiling of one request.
 const MAX_WRITE: u32 = 1 << 20;
 /// Asynchronous requests the kernel may have outstanding, and where it slows down.
 const MAX_BACKGROUND: u16 = 128;
 const CONGESTION: u16 = 96;
-/// What files say is a good size for one read or write.
-const GOOD_IO: u32 = 1 << 20;
-const SECTOR: u64 = 512;
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
-
-/// Told when the kernel has let go of the mount and no request will come any more.
-#[derive(Default)]
-pub(crate) struct Ended {
-    is: Mutex<bool>,
-    told: Condvar,
-}
-
-impl Ended {
-    pub(crate) fn is(&self) -> bool {
-        *lock(&self.is)
-    }
-
-    /// Waits until the end, or this long; says whether it came.
-    pub(crate) fn wait(&self, at_most: Duration) -> bool {
-        let until = self.told.wait_timeout_while(lock(&self.is), at_most, |is| !*is);
-        *until.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    pub(crate) fn tell(&self) {
-        *lock(&self.is) = true;
-        self.told.notify_all();
-    }
-}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Who the files belong to, and what the kernel may do.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Manner {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) passthrough: bool,
 }
 
 pub(crate) struct Glue {
@@ -81,6 +43,15 @@ pub(crate) struct Glue {
     manner: Manner,
     ended: Arc<Ended>,
     backings: Mutex<Backings>,
+    ring: Option<RingWish>,
+}
+
+/// That the requests shall go over a ring, if the kernel offers it.
+pub(crate) struct RingWish {
+    /// Bytes one request may carry there.
+    pub(crate) request_bytes: u32,
+    /// Set when it was agreed on: the kernel then waits for the ring.
+    pub(crate) agreed: Arc<AtomicBool>,
 }
 
 /// Files the kernel serves by itself. Its rules, each of which it enforces by failing the open:
@@ -104,7 +75,12 @@ struct Way {
 
 impl Glue {
     pub(crate) fn new(ops: Arc<Ops>, manner: Manner, ended: Arc<Ended>) -> Self {
-        Self { ops, manner, ended, backings: Mutex::default() }
+        Self { ops, manner, ended, backings: Mutex::default(), ring: None }
+    }
+
+    pub(crate) fn wishing(mut self, ring: Option<RingWish>) -> Self {
+        self.ring = ring;
+        self
     }
 
     fn open_image(&self, inode: u64, mut opening: ImageOpening, reply: ReplyOpen) {
@@ -239,12 +215,23 @@ impl Filesystem for Glue {
             // What an older kernel does not offer is done the slower way.
             let _ = config.add_capabilities(wanted);
         }
+        let mut max_write = MAX_WRITE;
+        if let Some(ring) = &self.ring
+            && config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_ok()
+        {
+            // The larger of the two is what an entry of the ring must have room for.
+            max_write = ring.request_bytes.min(MAX_WRITE);
+            let _ = config.set_max_readahead(max_write);
+            ring.agreed.store(true, Ordering::Release);
+            // Its registration goes through a reply of the classic channel.
+            self.manner.passthrough = false;
+        }
         if self.manner.passthrough {
             let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
             self.manner.passthrough = offered && config.set_max_stack_depth(1).is_ok();
         }
         // These refuse zero and more than the kernel may be told, which these are not.
-        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_write(max_write);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(CONGESTION);
         Ok(())
@@ -255,10 +242,11 @@ impl Filesystem for Glue {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let generation = Generation(GENERATION);
         match self.ops.lookup(parent.0, name.as_bytes()) {
             // The block count is the last one known; whoever wants it asks for attributes.
             Ok(shape) => {
-                reply.entry_with_ttls(&Duration::ZERO, &ENTRY_TTL, &self.attr(&shape), GENERATION)
+                reply.entry_with_ttls(&Duration::ZERO, &ENTRY_TTL, &self.attr(&shape), generation)
             }
             Err(errno) => reply.error(number(errno)),
         }
@@ -287,9 +275,7 @@ impl Filesystem for Glue {
         reply: ReplyAttr,
     ) {
         let owner = mode.is_some() || uid.is_some() || gid.is_some();
-        // Times that come with a size belong to it.
-        let times = size.is_none() && (atime.is_some() || mtime.is_some());
-        let change = Change { size, other: owner || times };
+        let change = change(size, owner, atime.is_some() || mtime.is_some());
         self.ops.set_attributes(ino.0, change, self.reply_attr(reply));
     }
 
@@ -348,11 +334,7 @@ impl Filesystem for Glue {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let how = OpenHow {
-            write: flags.acc_mode() != OpenAccMode::O_RDONLY,
-            truncate: flags_of(flags).contains(OFlags::TRUNC),
-        };
-        match self.ops.open(ino.0, how, self.manner.passthrough) {
+        match self.ops.open(ino.0, open_how(flags_of(flags)), self.manner.passthrough) {
             Err(errno) => reply.error(number(errno)),
             Ok(Opening::Image(opening)) => self.open_image(ino.0, opening, reply),
             Ok(Opening::Text(opening)) => {
@@ -398,8 +380,7 @@ impl Filesystem for Glue {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // O_SYNC includes the bit of O_DSYNC; the kernel sets them for RWF_DSYNC too.
-        let durable = flags_of(flags).intersects(OFlags::DSYNC);
+        let durable = is_durable(flags_of(flags));
         let answer = move |result: Result<u32, Errno>| match result {
             Ok(count) => reply.written(count),
             Err(errno) => reply.error(number(errno)),
@@ -534,10 +515,9 @@ impl Filesystem for Glue {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let want = match whence {
-            SEEK_DATA => RunKind::Data,
-            SEEK_HOLE => RunKind::Hole,
-            _ => return reply.error(number(Errno::Invalid)),
+        let want = match sought(whence) {
+            Ok(want) => want,
+            Err(errno) => return reply.error(number(errno)),
         };
         let answer = move |result: Result<u64, Errno>| {
             let place = result.and_then(|at| i64::try_from(at).map_err(|_| Errno::TooBig));

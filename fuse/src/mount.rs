@@ -3,29 +3,26 @@
 //! Every mount made here is taken away when its [`Mounted`] is dropped, and nothing else is. What
 //! changes in the tree is told to the kernel, which believes names and sizes for a while.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, INodeNo, Notifier, Session, SessionACL};
+use fuser::{BackgroundSession, INodeNo, Notifier};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno as OsError;
 use rustix::mount::UnmountFlags;
 
 use crate::attach::{
-    KIND, MountError, Options, UnmountError, attach, check_place, detach, number, open_device,
-    unmount_at,
+    MountError, Options, UnmountError, check_place, detach, is_stale, number, unmount_at,
 };
-use crate::filesystem::{Ended, Glue, Manner};
+use crate::connect::{Served, Transport, connect};
+use crate::ended::Ended;
 use crate::mountinfo::{table, topmost};
 use crate::ops::Ops;
 use crate::port::{Bytes, DiskId, Offset, Port};
 use crate::tree::{Disk, Image, Layout, NewDisk, ROOT_INODE, Slot, TreeError, Usage, Window};
 
-/// Threads that read requests; they only pass them on.
-const THREADS_MAX: usize = 16;
 /// How long the kernel's goodbye may take once a mount point is free.
 const GOODBYE: Duration = Duration::from_secs(10);
 
@@ -48,6 +45,7 @@ pub struct Mounted {
     ops: Arc<Ops>,
     ended: Arc<Ended>,
     notifier: Notifier,
+    transport: Transport,
     _session: BackgroundSession,
 }
 
@@ -67,34 +65,8 @@ pub fn mount(
     for disk in disks {
         ops.add(disk)?;
     }
-    let opened = open_device(&options.device);
-    let clone_fd = opened.is_ok();
-    let fd = attach(&at, options, opened)?;
-    let found = topmost(&table(), &at).filter(|mount| mount.kind == KIND);
-    // From here on a failure has something to take away.
-    let take_away = |cause: io::Error| {
-        let _ = detach(&at);
-        MountError::Session { at: at.clone(), cause }
-    };
-    let Some(found) = found else {
-        return Err(take_away(io::Error::other("the mount is not in the table of mounts")));
-    };
-    let ended = Arc::new(Ended::default());
-    let manner = Manner {
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        passthrough: options.passthrough,
-    };
-    let glue = Glue::new(ops.clone(), manner, ended.clone());
-    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let mut config = Config::default();
-    config.acl = acl;
-    config.n_threads = Some(options.threads.clamp(1, THREADS_MAX));
-    config.clone_fd = clone_fd;
-    let session = Session::from_fd(glue, fd, acl, config).map_err(take_away)?;
-    let notifier = session.notifier();
-    let session = session.spawn().map_err(take_away)?;
-    Ok(Mounted { at: at.clone(), device: found.device, ops, ended, notifier, _session: session })
+    let Served { device, ended, notifier, session, transport } = connect(&at, options, &ops)?;
+    Ok(Mounted { at, device, ops, ended, notifier, transport, _session: session })
 }
 
 impl Mounted {
@@ -102,6 +74,12 @@ impl Mounted {
     #[must_use]
     pub fn at(&self) -> &Path {
         &self.at
+    }
+
+    /// What carries the requests, for the log.
+    #[must_use]
+    pub fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     /// The requests' other door, for another transport over the same connection.
@@ -269,9 +247,10 @@ impl Mounted {
     }
 
     fn is_ours(&self) -> bool {
-        // The number is free for others once the kernel has let go.
-        !self.ended.is()
-            && topmost(&table(), &self.at).is_some_and(|mount| mount.device == self.device)
+        let found = topmost(&table(), &self.at).is_some_and(|mount| mount.device == self.device);
+        // Once the kernel has let go the number may be another mount's; but a connection that was
+        // aborted leaves its mount in place, dead, and that is nobody else's.
+        found && (!self.ended.is() || is_stale(&self.at))
     }
 
     /// Makes the kernel stop serving a file by itself. It goes on with an open passthrough file

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
+mod ring;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};

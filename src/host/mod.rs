@@ -13,6 +13,7 @@ mod buddy;
 mod direct;
 mod event;
 mod files;
+pub mod fuse_ring;
 pub mod inherited;
 pub mod memory;
 mod read;

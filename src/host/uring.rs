@@ -530,7 +530,7 @@ fn write_entry(
 
 /// Interruptions, timeouts and a full completion queue are no failures of an enter: whoever called
 /// looks at the completions next.
-fn endured(entered: io::Result<usize>) -> io::Result<()> {
+pub(super) fn endured(entered: io::Result<usize>) -> io::Result<()> {
     match entered {
         Ok(_) => Ok(()),
         Err(error) => match Errno::from_io_error(&error) {

@@ -2,4 +2,5 @@
 //! its socket or for a mount's reader.
 
 pub mod files;
+pub mod fuse_ring;
 pub mod nbd;

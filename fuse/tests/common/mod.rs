@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use orlop_fuse::{
     Bytes, DiskId, Errno, Extent, Fact, Layout, Mounted, NewDisk, Offset, Options, Port, ReadReply,
-    Reply, Run, RunKind, Text, UnmountHow, Window, mount,
+    Reply, Run, RunKind, Text, Transport, UnmountHow, Window, mount,
 };
 
 pub(crate) const BLOCK: usize = 4096;
@@ -294,7 +294,14 @@ impl Fixture {
 
     pub(crate) fn new(port: Arc<Memory>, options: &Options, disks: &[NewDisk]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mounted = mount(port.clone(), dir.path(), options, disks).unwrap();
+        let mut options = options.clone();
+        // A ring passes nothing through; tests of that are the classic transport's.
+        if options.ring.is_none() && !options.passthrough {
+            options.ring = crate::ring::chosen();
+        }
+        let mounted = mount(port.clone(), dir.path(), &options, disks).unwrap();
+        let ringed = matches!(mounted.transport(), Transport::Ring);
+        assert_eq!(ringed, options.ring.is_some(), "{:?}", mounted.transport());
         Self { port, mounted: Some(mounted), dir: Some(dir) }
     }
 
