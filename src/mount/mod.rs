@@ -21,6 +21,7 @@ mod passing;
 mod session;
 mod standing;
 mod tool;
+mod way;
 
 use std::path::PathBuf;
 

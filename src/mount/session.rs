@@ -7,14 +7,14 @@ use std::time::{Instant, SystemTime};
 
 use orlop_fuse::{Bytes, DiskId, Layout, Mount, MountError, NewDisk, Offset, Options, Window};
 
-use super::about::{Chain, ImageAbout, Way};
+use super::about::{Chain, ImageAbout};
 use super::ending::{End, Signals};
 use super::failure::MountFailure;
 use super::leave::{clear_dead, place_of};
 use super::opening::{self, Opened};
 use super::passing::{Mapped, Passed};
 use super::standing::{Plan, Standing, stand};
-use super::{Ready, Transport, Wish, guard};
+use super::{Ready, Wish, guard, way};
 use crate::host::memory::ArenaSize;
 use crate::meter::Meter;
 use crate::server::{Bound, Control, Estate, Limits, Listen, Part, Registry, Seat, Service, bind};
@@ -49,9 +49,8 @@ pub fn run(
     }
     // Looked at before the image is: opening one to write may change it.
     orlop_fuse::check_place(at)?;
-    let way = way_of(wish)?;
     let mut opened = opening::open(wish)?;
-    let way = pass(&mut opened, way);
+    let not_passed = way::why_not_passed(wish, &mut opened);
     let bound = wish.nbd.clone().map(|path| bind(&[Listen::Unix(path)])).transpose();
     let bound = bound.map_err(MountFailure::Nbd)?;
     guard::flush_nothing_for_memory();
@@ -63,7 +62,7 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed("no runtime"))?;
     let outcome = runtime.block_on(async {
-        let outcome = serve(wish, opened, way, bound, mailbox.clone(), tell).await;
+        let outcome = serve(wish, opened, not_passed, bound, mailbox.clone(), tell).await;
         // Whatever happened, what was answered becomes durable.
         let closed = mailbox.shut_down().await.map_err(MountFailure::NotDurable);
         outcome.and(closed)
@@ -72,35 +71,10 @@ pub fn run(
     outcome
 }
 
-/// How the bytes will come and go.
-fn way_of(wish: &Wish) -> Result<Way, MountFailure> {
-    const NO_RING: &str = "FUSE over io_uring is not built in yet";
-    match wish.transport {
-        Transport::Auto => Ok(Way { name: "classic", why: NO_RING.to_owned() }),
-        Transport::Classic => Ok(Way { name: "classic", why: "asked for".to_owned() }),
-        Transport::Uring => {
-            Err(MountFailure::Transport { asked: "uring", why: NO_RING.to_owned() })
-        }
-    }
-}
-
-/// Passing by, where the kernel gets the file; else the same way, and why it does not.
-fn pass(opened: &mut Opened, way: Way) -> Way {
-    match &opened.passed {
-        None => way,
-        Some(Ok(_)) => Way { name: "passthrough", why: "the raw file is the disk".to_owned() },
-        Some(Err(why)) => {
-            let why = format!("{}; no passthrough: {why}", way.why);
-            opened.passed = None;
-            Way { why, ..way }
-        }
-    }
-}
-
 async fn serve(
     wish: &Wish,
     opened: Opened,
-    way: Way,
+    not_passed: Option<String>,
     bound: Option<Bound>,
     mailbox: Mailbox,
     tell: &mut dyn FnMut(&Ready) -> io::Result<()>,
@@ -114,17 +88,23 @@ async fn serve(
     let seat = control.add(spec).await?;
     let nbd = bound.as_ref().and_then(|bound| bound.addresses().find_map(|a| a.uri("", false)));
     let about = about(wish, &seat, chain, read_only_because, nbd);
-    let _ = about.way.set(way);
     let (windows, notices) = windows(&control, &seat, wish.spec.part).await;
     let files = Files::new();
     let (passed, mapped) = (passed.and_then(Result::ok), Arc::new(Mapped::new(seat.extent())));
     let passes = passed.is_some();
     show(&files, &seat, &about, passed, &mapped)?;
     let plan = plan(wish, &seat, windows, &files, mapped);
-    let plan = Plan { options: Options { passthrough: passes, ..plan.options }, ..plan };
+    let options = Options { passthrough: passes, ring: way::rings_for(wish), ..plan.options };
+    let plan = Plan { options, ..plan };
     let standing = tokio::task::spawn_blocking(move || stand(plan)).await;
     let standing = standing.map_err(|panic| failed("mounting")(io::Error::other(panic)))??;
     let _ = about.made.set(standing.made());
+    let mut way = way::taken(wish, passes, standing.transport())?;
+    if let Some(why) = not_passed {
+        way.why = format!("{}; no passthrough: {why}", way.why);
+    }
+    tracing::info!("requests come by {}: {}", way.name, way.why);
+    let _ = about.way.set(way);
     let notices = notices.into_iter().chain(about.read_only_because.clone()).collect();
     let ready = Ready { info: about.info(), notices, ..standing.ready() };
     let service =

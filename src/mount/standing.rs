@@ -102,6 +102,11 @@ impl Standing {
         }
     }
 
+    /// What carries the requests.
+    pub(super) fn transport(&self) -> &orlop_fuse::Transport {
+        self.mounted.transport()
+    }
+
     /// What there is to be told; the rest is its teller's.
     pub(super) fn ready(&self) -> Ready {
         let (at, files) = (self.mounted.at().to_owned(), self.files.clone());
