@@ -218,22 +218,25 @@ class Server:
         self.log = open(os.path.join(folder, 'log'), 'ab')
         command = [orlop, 'serve', image, '--socket', self.path, '--export-connections', '256']
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        for _ in range(500):
-            if os.path.exists(self.path):
-                break
-            time.sleep(0.01)
-        admitted(self.path, 10).close()
         self.most = 0
         self.ends = threading.Event()
         self.watch = threading.Thread(target=self.look)
         self.watch.start()
 
+    def wait(self):
+        """Until it lets clients in."""
+        for _ in range(500):
+            try:
+                return admitted(self.path, 10).close()
+            except (FileNotFoundError, ConnectionRefusedError):
+                time.sleep(0.01)
+        sys.exit('abuse.py: the server does not listen')
+
     def look(self):
         while not self.ends.wait(0.1):
             with open(f'/proc/{self.process.pid}/status', encoding='ascii') as status:
-                for line in status:
-                    if line.startswith('VmRSS'):
-                        self.most = max(self.most, int(line.split()[1]))
+                told = [line for line in status if line.startswith('VmRSS')]
+            self.most = max([self.most] + [int(line.split()[1]) for line in told])
 
     def close(self):
         self.ends.set()
@@ -263,6 +266,7 @@ def measure(orlop, folder, kind, depth, settings):
     abuser = None
     bench = None
     try:
+        server.wait()
         if ABUSES[kind][1]:
             command = [sys.executable, __file__, '--misbehave', kind, server.path]
             command += ['--pace', str(settings.pace)]
