@@ -89,6 +89,18 @@ pub struct Arena {
     memory: Arc<Memory>,
     books: Vec<Buddy>,
     lent: usize,
+    spare: Spare,
+}
+
+/// Memory set aside, one lease at a time, for those whom others wait for.
+#[derive(Debug, Default)]
+struct Spare {
+    /// Bytes wanted; zero where nobody has asked for it.
+    wanted: u32,
+    /// Where it is, once it was set aside: for good.
+    place: Option<(RegionId, u32)>,
+    /// It, unless it is out.
+    lease: Option<Lease>,
 }
 
 impl Arena {
@@ -101,7 +113,7 @@ impl Arena {
             len.max(GRAIN).checked_next_multiple_of(GRAIN).unwrap_or(u32::MAX / GRAIN * GRAIN)
         });
         let memory = Arc::new(Memory::new(&lens)?);
-        Ok(Self { memory, books: lens.map(Buddy::new).into(), lent: 0 })
+        Ok(Self { memory, books: lens.map(Buddy::new).into(), lent: 0, spare: Spare::default() })
     }
 
     /// Takes `len` bytes, 4 KiB-aligned. `None` when no run that long is free: try again after a
@@ -123,6 +135,31 @@ impl Arena {
         self.take_from(REGISTERED, len)
     }
 
+    /// Sets so many bytes aside for [`Self::take_spare`], now or as soon as they come free.
+    pub fn want_spare(&mut self, len: u32) {
+        self.spare.wanted = self.spare.wanted.max(len);
+        self.set_aside();
+    }
+
+    fn set_aside(&mut self) {
+        if self.spare.wanted > 0
+            && self.spare.place.is_none()
+            && let Some(lease) = self.take(self.spare.wanted)
+        {
+            self.lent -= 1;
+            self.spare.place = Some((lease.span.region, lease.span.start));
+            self.spare.lease = Some(lease);
+        }
+    }
+
+    /// Takes what was set aside, if it is not out and long enough.
+    pub fn take_spare(&mut self, len: u32) -> Option<Lease> {
+        let mut lease = self.spare.lease.take_if(|spare| spare.block.len() >= len)?;
+        lease.span.len = len;
+        self.lent += 1;
+        Some(lease)
+    }
+
     fn take_from(&mut self, region: RegionId, len: u32) -> Option<Lease> {
         let block = self.books[usize::from(region.0)].take(len)?;
         self.lent += 1;
@@ -138,10 +175,15 @@ impl Arena {
     pub fn give(&mut self, lease: Lease) {
         self.lent -= 1;
         let region = lease.span.region;
+        if self.spare.place == Some((region, lease.span.start)) {
+            self.spare.lease = Some(lease);
+            return;
+        }
         if region == LARGE && lease.block.len() >= RETURN_PAGES {
             self.memory.forget(Span { region, start: lease.block.start(), len: lease.block.len() });
         }
         self.books[usize::from(region.0)].give(lease.block);
+        self.set_aside();
     }
 
     /// Gives the pages of everything free in the large region back to the system. For idle times.
@@ -315,6 +357,24 @@ mod tests {
         let lease = arena.take(5 << 19).unwrap();
         assert_eq!(lease.span().region, REGISTERED);
         arena.give(lease);
+    }
+
+    #[test]
+    fn what_is_set_aside_goes_to_nobody_else_and_comes_back() {
+        let mut arena = small();
+        let all = arena.take(16 << 20).unwrap();
+        arena.want_spare(1 << 20);
+        assert_eq!(arena.take_spare(4096), None, "there was nothing to set aside");
+        arena.give(all);
+        assert_eq!((arena.lent(), arena.take(16 << 20)), (0, None));
+        for len in [4096, 1 << 20] {
+            let spare = arena.take_spare(len).unwrap();
+            assert_eq!((spare.len(), arena.lent()), (len, 1));
+            assert_eq!(arena.take_spare(1), None, "it is out");
+            arena.give(spare);
+        }
+        assert_eq!(arena.take_spare((1 << 20) + 1), None);
+        assert_eq!(arena.lent(), 0);
     }
 
     #[test]

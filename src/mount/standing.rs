@@ -155,9 +155,9 @@ impl Standing {
     /// Makes durable what was written so far, mapped pages and the file system inside included.
     fn flush(&self) -> Result<(), ToolError> {
         let inside = self.inside.as_ref().and_then(Inside::file_system);
-        let disk = self.mounted.at().join("disk");
-        for (what, path) in [(Some("--file-system"), inside), (None, Some(&*disk))] {
-            let Some(path) = path else { continue };
+        let inside = inside.map(|path| (Some("--file-system"), path.to_owned()));
+        let files = self.files.iter().map(|file| (None, self.mounted.at().join(file)));
+        for (what, path) in inside.into_iter().chain(files) {
             let words = what.into_iter().chain(["--"]).map(OsStr::new);
             let words: Vec<&OsStr> = words.chain([path.as_os_str()]).collect();
             match tool::run_for(LONG_PATIENCE, "sync", &words) {

@@ -73,6 +73,9 @@ pub trait Client: Send {
     fn closed(&mut self, arena: &mut Arena);
 }
 
+/// Memory set aside for watchers: as much as the largest request of a mount.
+const SPARE_BYTES: u32 = 1 << 20;
+
 /// What a client may use while it is being called.
 pub struct Context<'a> {
     pub(super) host: &'a mut Host,
@@ -117,16 +120,20 @@ impl Context<'_> {
     /// the bytes, until it leaves.
     pub fn watch(&mut self, watch: Arc<dyn Watch>) {
         self.watches.push((self.key, watch));
+        self.arena.want_spare(SPARE_BYTES);
     }
 
     /// Takes memory. `None`: there is none now, and `unstall` will come when there may be.
     pub fn take(&mut self, len: u32) -> Option<Lease> {
         // Whoever waits already comes first, or large requests would starve.
-        let class = Class::of(self.arena, len);
+        let watches = self.watches.iter().any(|(watcher, _)| *watcher == self.key);
+        let class = if watches { Class::Watcher } else { Class::of(self.arena, len) };
         let may_take = self.stalled.front(class).is_none_or(|first| first == self.key);
         let large_wait = self.stalled.front(Class::Large).is_some();
         let lease = match class {
             _ if !may_take => None,
+            // Whoever holds the rest may be waiting for this one.
+            Class::Watcher => self.arena.take(len).or_else(|| self.arena.take_spare(len)),
             Class::Small if large_wait => self.arena.take_apart(len),
             _ => self.arena.take(len),
         };

@@ -10,6 +10,8 @@ use crate::host::memory::Arena;
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
+    /// Any, for those whom changes of others wait for: they come before everybody.
+    Watcher,
     /// Memory of the region that large leases never get.
     Small,
     /// Any more.
@@ -17,8 +19,8 @@ pub(super) enum Class {
 }
 
 impl Class {
-    /// Both.
-    pub(super) const ALL: [Self; 2] = [Self::Small, Self::Large];
+    /// All, in the order in which they are served.
+    pub(super) const ALL: [Self; 3] = [Self::Watcher, Self::Small, Self::Large];
 
     /// That of a lease of so many bytes.
     pub(super) fn of(arena: &Arena, len: u32) -> Self {
@@ -26,19 +28,15 @@ impl Class {
     }
 }
 
-/// The two queues. A client is in one of them, once, or in none.
+/// The queues. A client is in one of them, once, or in none.
 #[derive(Debug, Default)]
 pub(super) struct Stalled {
-    small: VecDeque<u32>,
-    large: VecDeque<u32>,
+    queues: [VecDeque<u32>; 3],
 }
 
 impl Stalled {
     const fn queue(&self, class: Class) -> &VecDeque<u32> {
-        match class {
-            Class::Small => &self.small,
-            Class::Large => &self.large,
-        }
+        &self.queues[class as usize]
     }
 
     /// Who waits longest.
@@ -48,7 +46,7 @@ impl Stalled {
 
     /// Whether nobody waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.small.is_empty() && self.large.is_empty()
+        self.queues.iter().all(VecDeque::is_empty)
     }
 
     /// Keeps its place, or takes the last one.
@@ -58,19 +56,18 @@ impl Stalled {
         }
         // What it waited for before was refused meanwhile: in front there, it would be in the way.
         self.leave(key);
-        match class {
-            Class::Small => self.small.push_back(key),
-            Class::Large => self.large.push_back(key),
-        }
+        self.queues[class as usize].push_back(key);
     }
 
     /// Waits no more; whether it did.
     pub(super) fn leave(&mut self, key: u32) -> bool {
-        let before = self.small.len() + self.large.len();
-        for queue in [&mut self.small, &mut self.large] {
+        let mut did = false;
+        for queue in &mut self.queues {
+            let before = queue.len();
             queue.retain(|other| *other != key);
+            did |= queue.len() < before;
         }
-        self.small.len() + self.large.len() < before
+        did
     }
 }
 
@@ -85,11 +82,11 @@ mod tests {
             stalled.wait(key, Class::Large);
         }
         stalled.wait(9, Class::Small);
-        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [Some(9), Some(7)]);
+        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [None, Some(9), Some(7)]);
         stalled.wait(7, Class::Small);
-        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [Some(9), Some(8)]);
+        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [None, Some(9), Some(8)]);
         assert!(stalled.leave(9) && stalled.leave(8) && !stalled.leave(8));
-        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [Some(7), None]);
+        assert_eq!(Class::ALL.map(|class| stalled.front(class)), [None, Some(7), None]);
         assert!(stalled.leave(7) && stalled.is_empty());
     }
 }

@@ -5,8 +5,45 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// What the kernel was given of one disk to write by itself.
+#[derive(Default)]
+pub(super) struct Passed {
+    file: OnceLock<Arc<OwnedFd>>,
+    failed: AtomicBool,
+}
+
+impl Passed {
+    /// The file, once it was given away.
+    pub(super) fn file(&self) -> Option<Arc<OwnedFd>> {
+        self.file.get().cloned()
+    }
+
+    pub(super) fn give(&self, file: &Arc<OwnedFd>) {
+        self.file.get_or_init(|| Arc::clone(file));
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// What a sync came to. The system tells of lost bytes once and forgets them, so after one
+    /// failure none succeeds any more.
+    pub(super) fn judge(&self, synced: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = synced {
+            tracing::error!(%error, "what the kernel wrote by itself could not be synced");
+            self.failed.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        if self.has_failed() {
+            return Err(io::Error::other("an earlier sync of what the kernel wrote has failed"));
+        }
+        Ok(())
+    }
+}
 
 type Then = Box<dyn FnOnce(io::Result<()>) + Send>;
 type Job = (Arc<OwnedFd>, Then);

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use orlop_fuse::{Bytes, DiskId, Errno, Fact, Offset, Port, ReadReply, Reply, Run, Text};
 
 use super::client::FilesClient;
-use super::passed::Syncer;
+use super::passed::{Passed, Syncer};
 use super::queue::{Ask, Queue};
 use super::{About, FileDisk, Passing};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
@@ -21,7 +21,7 @@ struct Entry {
     about: Arc<dyn About>,
     passing: Option<Arc<dyn Passing>>,
     /// The file the kernel was given to write by itself.
-    passed: Arc<OnceLock<Arc<OwnedFd>>>,
+    passed: Arc<Passed>,
 }
 
 impl Entry {
@@ -81,8 +81,10 @@ impl Files {
         let entry = self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&id.0);
         let Some(entry) = entry else { return Ok(()) };
         entry.queue.close();
-        match entry.passed.get() {
-            Some(file) => rustix::fs::fdatasync(&**file).map_err(io::Error::from),
+        match entry.passed.file() {
+            Some(file) => {
+                entry.passed.judge(rustix::fs::fdatasync(&*file).map_err(io::Error::from))
+            }
             None => Ok(()),
         }
     }
@@ -150,15 +152,12 @@ impl Port for Files {
             Ok(entry) => entry,
             Err(errno) => return reply.fail(errno),
         };
-        let Some(file) = entry.passed.get().cloned() else {
+        let Some(file) = entry.passed.file() else {
             return entry.queue.push(Ask::Flush { reply });
         };
-        let then = move |synced: io::Result<()>| match synced {
+        let then = move |synced: io::Result<()>| match entry.passed.judge(synced) {
             Ok(()) => entry.queue.push(Ask::Flush { reply }),
-            Err(error) => {
-                tracing::error!(%error, "what the kernel wrote by itself could not be synced");
-                reply.fail(Errno::Io);
-            }
+            Err(_) => reply.fail(Errno::Io),
         };
         self.syncer.sync(file, Box::new(then));
     }
@@ -195,10 +194,13 @@ impl Port for Files {
 
     fn passthrough(&self, disk: DiskId, write: bool) -> Option<Arc<OwnedFd>> {
         let entry = self.entry(disk).ok()?;
+        if entry.passed.has_failed() {
+            return None;
+        }
         let file = entry.passing.as_ref()?.backing(write)?;
         if write {
             // Before the kernel has it, so that no flush can miss it.
-            entry.passed.get_or_init(|| Arc::clone(&file));
+            entry.passed.give(&file);
         }
         Some(file)
     }

@@ -67,11 +67,13 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a question in, or answers that the disk is gone. Waits only while too much waits to be
-    /// written: the mount's thread is then the back-pressure.
+    /// Puts a question in, or answers that the disk is gone. Only what brings bytes waits while too
+    /// much waits to be written: the mount's thread is then the back-pressure. A question without
+    /// bytes may come from the shard itself, which must not wait for itself: the next step of a
+    /// search follows from the answer to the last.
     pub(super) fn push(&self, ask: Ask) {
         let mut state = self.state();
-        while state.bytes > WAITING_BYTES && !state.closed {
+        while ask.weight() > 0 && state.bytes > WAITING_BYTES && !state.closed {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.closed {
