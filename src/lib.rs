@@ -15,5 +15,6 @@ pub mod sandbox;
 pub mod server;
 pub mod shard;
 pub mod size;
+pub mod sr;
 pub mod tls;
 pub mod transport;
