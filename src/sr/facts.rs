@@ -14,7 +14,7 @@ use crate::engine::units::{ByteLen, FileOffset, SECTOR};
 
 /// What a data file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub(super) struct Facts {
     /// Bytes of the disk.
     pub size: ByteLen,
     /// The identity in a VHD's footer; not the VDI's.
@@ -29,7 +29,7 @@ pub struct Facts {
 
 /// The parent that a file claims to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParentClaim {
+pub(super) struct ParentClaim {
     /// Its identity; `None` for a raw parent, which has none.
     pub identity: Option<[u8; 16]>,
     /// The name stored; text of an untrusted file.
@@ -38,7 +38,7 @@ pub struct ParentClaim {
 
 /// Why a data file cannot be listed as a disk.
 #[derive(Debug, thiserror::Error)]
-pub enum FactsError {
+pub(super) enum FactsError {
     /// The system failed.
     #[error("cannot read it: {0}")]
     Io(#[from] io::Error),
@@ -63,7 +63,7 @@ pub enum FactsError {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn read(
+pub(super) fn read(
     store: &dyn Store,
     name: &str,
     format: DataFormat,

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 /// The longest file that is read or written.
-pub const FIELDS_MAX_BYTES: usize = 256 << 10;
+pub(super) const FIELDS_MAX_BYTES: usize = 256 << 10;
 
 const HEAD: &str = "orlop-record 1\n";
 const SUM: &str = "crc32 ";

@@ -176,7 +176,7 @@ pub fn temporary_name(target: &str, host: &str) -> String {
 }
 
 /// Whether a temporary was made by this host.
-pub fn is_temporary_of(name: &str, host: &str) -> bool {
+pub(super) fn is_temporary_of(name: &str, host: &str) -> bool {
     let host = crc32fast::hash(host.as_bytes());
     name.ends_with(&format!(".{host:08x}{TEMPORARY}"))
 }

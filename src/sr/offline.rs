@@ -32,6 +32,8 @@ pub struct OfflineDisk {
     /// The memory that requests lend.
     memory: Vec<u8>,
     requests: u64,
+    /// What the store said first; what the engine makes of it says less.
+    refusal: Option<io::Error>,
 }
 
 impl std::fmt::Debug for OfflineDisk {
@@ -65,7 +67,7 @@ impl OfflineDisk {
             None => Disk::read_only(frozen).ok_or_else(|| corrupt("a chain of nothing"))?,
         };
         let files = chain.iter().map(|(name, _)| name.clone()).collect();
-        Ok(Self { store, disk, files, memory: Vec::new(), requests: 0 })
+        Ok(Self { store, disk, files, memory: Vec::new(), requests: 0, refusal: None })
     }
 
     /// Bytes of the disk.
@@ -154,13 +156,17 @@ impl OfflineDisk {
             while let Some(effect) = self.disk.poll_effect() {
                 let id = effect.id();
                 let outcome = self.carry_out(effect).unwrap_or_else(|error| {
-                    Outcome::Failed(IoError(error.raw_os_error().unwrap_or(IoError::EIO.0)))
+                    let code = error.raw_os_error().unwrap_or(IoError::EIO.0);
+                    self.refusal.get_or_insert(error);
+                    Outcome::Failed(IoError(code))
                 });
                 self.disk.complete(id, outcome);
             }
             match self.disk.poll_reply() {
                 Some(Reply { result: Ok(answer), .. }) => return Ok(answer),
-                Some(Reply { result: Err(fault), .. }) => return Err(as_io(&fault.kind)),
+                Some(Reply { result: Err(fault), .. }) => {
+                    return Err(self.refusal.take().unwrap_or_else(|| as_io(&fault.kind)));
+                }
                 None if self.disk.effects_in_flight() == 0 => {
                     return Err(corrupt("the engine waits for nothing"));
                 }
@@ -246,7 +252,7 @@ fn as_io(kind: &FaultKind) -> io::Error {
 ///
 /// # Errors
 /// What the store or the engine says; some of it may be there then.
-pub fn copy_top(from: &mut OfflineDisk, to: &mut OfflineDisk) -> io::Result<()> {
+pub(super) fn copy_top(from: &mut OfflineDisk, to: &mut OfflineDisk) -> io::Result<()> {
     const CHUNK_BYTES: u64 = 1 << 20;
     let size = from.size().get();
     let mut at = 0;

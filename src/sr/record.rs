@@ -9,9 +9,9 @@ use super::fields::{FIELDS_MAX_BYTES, Fields, FieldsError};
 use super::names::{SrUuid, VdiUuid};
 
 /// Bytes of the longest label, description, user string, or name or value of a property.
-pub const TEXT_MAX_BYTES: usize = 16 << 10;
+pub(super) const TEXT_MAX_BYTES: usize = 16 << 10;
 /// Properties of a VDI.
-pub const PROPERTIES_MAX: usize = 64;
+pub(super) const PROPERTIES_MAX: usize = 64;
 
 /// What we know of a VDI beyond its data. The default is what is known of a VDI that another
 /// program made.
