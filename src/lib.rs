@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod bench;
 pub mod cli;
+pub mod control;
 pub mod engine;
 pub mod format;
 pub mod host;

@@ -11,9 +11,12 @@
 mod catalogue;
 mod change;
 mod directory;
+mod driver;
+mod ext;
 mod facts;
 mod failure;
 mod fields;
+mod file;
 mod fork;
 mod gc;
 mod grow;
@@ -29,6 +32,7 @@ pub mod store;
 
 pub use catalogue::{CHAIN_MAX, Catalogue, Finding, Vdi};
 pub use directory::Directory;
+pub use driver::{Capabilities, DeviceConfig, Driver, Substrate, Surroundings, driver};
 pub use failure::{Failure, Kind};
 pub use fields::{Fields, FieldsError};
 pub use fork::{Cut, Idle};
