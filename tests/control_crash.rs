@@ -20,7 +20,7 @@ use std::sync::Arc;
 use orlop::sr::{DataFormat, Failure, Idle, Kind, LockWish, NewVdi, Repository, VdiRecord};
 
 use observe::{State, attach, observe, orphans, recovered};
-use sim::{Fault, Sim, Survival, World};
+use sim::{Fault, Flaw, Sim, Survival, World};
 use stage::{Cast, size_of, vdi};
 
 type Verb = fn(&Repository, &Cast) -> Result<(), Failure>;
@@ -252,6 +252,26 @@ fn every_verb_that_fails_at_any_step_leaves_what_was_there() {
     }
     println!("{} faults, 0 violations", tally.faults);
     assert!(tally.faults > 500);
+}
+
+#[test]
+fn a_directory_that_breaks_its_promises_is_found_out() {
+    let verbs = ["create", "snapshot", "clone", "clone of raw", "gc"];
+    for (flaw, expected) in [
+        (Flaw::FilesNeverSynced, &verbs[..4]),
+        (Flaw::NamesNeverSynced, &verbs[..4]),
+        (Flaw::NoIntents, &["snapshot", "clone", "clone of raw", "gc"][..]),
+    ] {
+        let mut cast = Cast::new();
+        cast.world.flaw = flaw;
+        for (name, verb) in VERBS.into_iter().filter(|(name, _)| expected.contains(name)) {
+            let trial = Trial::new(name, verb, &cast);
+            let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                trial.crash_everywhere(&mut Tally::default());
+            }));
+            assert!(found.is_err(), "{flaw:?} was not found with {name}");
+        }
+    }
 }
 
 #[test]

@@ -356,7 +356,7 @@ impl Control {
                 Ok(access)
             }
             Err(failure) => {
-                // The first failure is the one to tell; at worst it is tried again at the next start.
+                // The first failure is the one to tell; at worst the next start tries again.
                 let _remembered = self.memory.drop_vdi(sr, vdi);
                 Err(failure)
             }

@@ -1,6 +1,7 @@
 //! What anybody outside can see of an SR, as a value, and the rules that hold at every moment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -30,7 +31,37 @@ pub(crate) fn attach(sr: SrUuid, store: Arc<Sim>) -> Result<Repository, String> 
     Repository::open(sr, "host", store, false).map_err(|failure| failure.to_string())
 }
 
+thread_local! {
+    /// What was found out about files of these bytes: most states share most files.
+    static KNOWN: RefCell<HashMap<u64, Result<u64, String>>> = RefCell::default();
+}
+
+fn once(
+    key: &[(String, u64)],
+    find_out: impl FnOnce() -> Result<u64, String>,
+) -> Result<u64, String> {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let key = hasher.finish();
+    if let Some(known) = KNOWN.with_borrow(|known| known.get(&key).cloned()) {
+        return known;
+    }
+    let found = find_out();
+    KNOWN.with_borrow_mut(|known| known.insert(key, found.clone()));
+    found
+}
+
+/// A number for the content of a disk, the same for the same bytes however they are kept.
 fn content(store: &Arc<Sim>, catalogue: &Catalogue, vdi: &Vdi) -> Result<u64, String> {
+    let chain = catalogue.chain(vdi.uuid).map_err(|failure| failure.to_string())?;
+    let key = chain.iter().map(|link| link.data_name()).map(|name| {
+        let digest = store.digest(&name);
+        (name, digest)
+    });
+    once(&key.collect::<Vec<_>>(), || read_content(store, catalogue, vdi))
+}
+
+fn read_content(store: &Arc<Sim>, catalogue: &Catalogue, vdi: &Vdi) -> Result<u64, String> {
     let chain = catalogue.chain(vdi.uuid).map_err(|failure| failure.to_string())?;
     let chain: Vec<_> = chain.iter().map(|link| (link.data_name(), link.format)).collect();
     let store: Arc<dyn Store> = Arc::clone(store) as Arc<dyn Store>;
@@ -87,7 +118,12 @@ fn check_image(store: &Arc<Sim>, vdi: &Vdi) -> Result<(), String> {
         return Ok(());
     }
     let name = vdi.data_name();
-    let len = store.stamp(&name).map_err(|error| error.to_string())?.len.get();
+    let key = [(name.clone(), store.digest(&name)), ("check".to_owned(), 0)];
+    once(&key, || run_check(store, &name).map(|()| 0)).map(drop)
+}
+
+fn run_check(store: &Arc<Sim>, name: &str) -> Result<(), String> {
+    let len = store.stamp(name).map_err(|error| error.to_string())?.len.get();
     let mut check = vhd::Check::new(vhd::ByteLen::new(len), vhd::CheckOptions::default());
     let mut bytes = Vec::new();
     let mut step = check.step(None).map_err(|error| error.to_string())?;
@@ -100,7 +136,7 @@ fn check_image(store: &Arc<Sim>, vdi: &Vdi) -> Result<(), String> {
             vhd::Step::Read { at, len } => {
                 bytes.resize(len, 0);
                 let at = orlop::engine::units::FileOffset::new(at.get());
-                store.read(&name, at, &mut bytes).map_err(|error| error.to_string())?;
+                store.read(name, at, &mut bytes).map_err(|error| error.to_string())?;
                 step = check.step(Some(&bytes)).map_err(|error| error.to_string())?;
             }
         }

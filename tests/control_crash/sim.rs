@@ -130,6 +130,21 @@ pub(crate) struct World {
     pending: Vec<NameChange>,
     next: u64,
     clock: i128,
+    pub(crate) flaw: Flaw,
+}
+
+/// What a directory promises and does not keep. A simulator that finds nothing wrong with these
+/// would find nothing at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    #[default]
+    None,
+    /// Syncs of files are ignored.
+    FilesNeverSynced,
+    /// Syncs of the directory are ignored.
+    NamesNeverSynced,
+    /// Intents are never written.
+    NoIntents,
 }
 
 /// How the content of unsynced files looks after a crash.
@@ -210,6 +225,12 @@ impl World {
     }
 
     fn change(&mut self, op: DirOp<'_>) -> io::Result<()> {
+        match (self.flaw, op) {
+            (Flaw::FilesNeverSynced, DirOp::SyncFile { .. })
+            | (Flaw::NamesNeverSynced, DirOp::SyncDirectory) => return Ok(()),
+            (Flaw::NoIntents, op) if name_of(&op).contains("orlop-intent") => return Ok(()),
+            _ => {}
+        }
         match op {
             DirOp::Create { name } => {
                 if self.live.contains_key(name) {
@@ -266,6 +287,19 @@ impl World {
             }),
             _ => false,
         }
+    }
+}
+
+fn name_of<'a>(op: &DirOp<'a>) -> &'a str {
+    match op {
+        DirOp::Create { name }
+        | DirOp::Write { name, .. }
+        | DirOp::SetLength { name, .. }
+        | DirOp::Punch { name, .. }
+        | DirOp::SyncFile { name }
+        | DirOp::Unlink { name } => name,
+        DirOp::Rename { from, .. } => from,
+        DirOp::SyncDirectory => "",
     }
 }
 
@@ -343,6 +377,13 @@ impl Sim {
 
     pub(crate) fn world(&self) -> World {
         self.inner().world.clone()
+    }
+
+    /// A number for the bytes of a file.
+    pub(crate) fn digest(&self, name: &str) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.inner().world.inode(name).map(|inode| &inode.live).ok().hash(&mut hasher);
+        hasher.finish()
     }
 
     pub(crate) fn steps(&self) -> usize {
