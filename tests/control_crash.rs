@@ -17,7 +17,9 @@ mod stage;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use orlop::sr::{DataFormat, Failure, Idle, Kind, LockWish, NewVdi, Repository, VdiRecord};
+use orlop::sr::{
+    Cut, DataFile, DataFormat, Failure, Idle, Kind, LockWish, NewVdi, Repository, VdiRecord,
+};
 
 use observe::{State, attach, observe, orphans, recovered};
 use sim::{Fault, Flaw, Sim, Survival, World};
@@ -272,6 +274,94 @@ fn a_directory_that_breaks_its_promises_is_found_out() {
             assert!(found.is_err(), "{flaw:?} was not found with {name}");
         }
     }
+}
+
+/// Serves a disk, and fails in one way.
+struct Awkward {
+    hold_fails: bool,
+    held: bool,
+    switched: bool,
+    released: bool,
+}
+
+impl Cut for Awkward {
+    fn hold(&mut self) -> std::io::Result<()> {
+        self.held = true;
+        if self.hold_fails { Err(std::io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+
+    fn switch(&mut self, leaf: &DataFile) -> std::io::Result<()> {
+        assert!(self.held && !self.released);
+        assert_eq!((leaf.vdi, leaf.format), (vdi(1), DataFormat::Vhd));
+        self.switched = true;
+        Err(std::io::ErrorKind::InvalidData.into())
+    }
+
+    fn release(&mut self) {
+        self.released = true;
+    }
+}
+
+#[test]
+fn a_cut_that_fails_is_undone() {
+    let cast = Cast::new();
+    for hold_fails in [true, false] {
+        let store = Sim::new(cast.world.clone(), Fault::None);
+        let repository = attach(cast.sr, Arc::clone(&store)).unwrap();
+        let before = observe(&repository, &store).unwrap();
+        let mut cut = Awkward { hold_fails, held: false, switched: false, released: false };
+        let failure = repository.snapshot(cast.plain, vdi(90), named("s"), &mut cut).unwrap_err();
+        assert_eq!(failure.kind, Kind::Io);
+        assert_eq!((cut.switched, cut.released), (!hold_fails, !hold_fails));
+        assert_eq!(observe(&repository, &store).unwrap(), before);
+        let (state, _) = recovered(cast.sr, store.world()).unwrap();
+        assert_eq!(state, before);
+        repository.snapshot(cast.plain, vdi(90), named("s"), &mut Idle).unwrap();
+    }
+}
+
+/// What cannot be undone at once is settled before the next verb, and no other's work with it.
+#[test]
+fn what_could_not_be_undone_is_settled_by_the_next_verb() {
+    let cast = Cast::new();
+    for (name, verb) in VERBS {
+        let trial = Trial::new(name, verb, &cast);
+        for step in 0..trial.steps {
+            // Everything fails from here on, as when a cable is pulled; then it works again.
+            let (result, store, repository) = trial.run(Fault::Crash(step));
+            store.plan(Fault::None);
+            let probe = vdi(77);
+            let new = NewVdi {
+                vdi: probe,
+                size: size_of(8),
+                format: DataFormat::Vhd,
+                record: named("probe"),
+            };
+            let place = format!("{name}, cable pulled at {step}");
+            repository.create(&new).unwrap_or_else(|failure| panic!("{place}: {failure}"));
+            repository.delete(probe).unwrap_or_else(|failure| panic!("{place}: {failure}"));
+            let state = observe(&repository, &store).unwrap_or_else(|w| panic!("{place}: {w}"));
+            trial.judge(&state, result.is_ok(), &place);
+        }
+    }
+}
+
+#[test]
+fn another_hosts_unfinished_work_is_left_to_it() {
+    let cast = Cast::new();
+    let (_, clone) = VERBS.into_iter().find(|(name, _)| *name == "clone").unwrap();
+    let trial = Trial::new("clone", clone, &cast);
+    let (result, store, _) = trial.run(Fault::Crash(30));
+    assert!(result.is_err());
+    let left = store.world().crashed(usize::MAX, Survival::Everything);
+    let open = |host, world: &World| {
+        let store = Sim::new(world.clone(), Fault::None);
+        Repository::open(cast.sr, host, store.clone(), true).unwrap();
+        store.world()
+    };
+    assert_eq!(open("neighbour", &left).fingerprint(), left.fingerprint());
+    let settled = open("host", &left);
+    assert_eq!(orphans(&settled), Vec::<String>::new());
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use orlop::control::{AttachMode, Code, Command, Outcome};
 use orlop::engine::units::DiskOffset;
+use orlop::image::OpenOptions;
 use orlop::sr::{
     DataFormat, Directory, NewVdi, OfflineDisk, Repository, SrUuid, Store, VdiRecord, VdiUuid,
 };
@@ -62,6 +63,9 @@ fn parameters_that_cannot_be_are_refused() {
     std::fs::create_dir(&used).unwrap();
     std::fs::write(used.join("letter"), "dear").unwrap();
     lot.fails(create("file", &[("location", used.to_str().unwrap())]), Code::Eexist);
+    std::fs::remove_dir_all(&used).unwrap();
+    std::fs::create_dir(lot.location()).unwrap();
+    lot.fails(lot.sr_attach(), Code::Enodev);
     lot.attach_new();
     for sectors in [0, 1 << 60] {
         lot.fails(lot.vdi_create(1, sectors), Code::Einval);
@@ -175,6 +179,124 @@ fn locks_are_kept_for_who_took_them_and_seen_by_other_hosts() {
     lot.fails(lot.unlock(9, "a"), Code::Enodev);
     lot.fails(lot.lock(9, "a", false), Code::Enodev);
     assert!(!lot.scan().vdis[0].locked);
+}
+
+#[test]
+fn a_lock_with_a_time_may_be_taken_over_when_it_is_past() {
+    let lot = Lot::new();
+    lot.attach_new();
+    lot.create(1, 8);
+    let lock = |user: &str| Command::VdiLock {
+        sr: lot.sr,
+        vdi: vdi(1),
+        force: false,
+        user: user.to_owned(),
+        lease_seconds: Some(60),
+    };
+    lot.done(lock("a"));
+    lot.fails(lock("b"), Code::Enolck);
+    let file = lot.location().join(format!("{}.orlop-lease", vdi(1)));
+    let aged = |seconds| {
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
+        std::fs::File::open(&file).unwrap().set_modified(then).unwrap();
+    };
+    aged(50);
+    lot.fails(lock("b"), Code::Enolck);
+    aged(90);
+    lot.done(lock("b"));
+    lot.fails(lot.unlock(1, "a"), Code::Enolck);
+    // One that cannot be read is nobody's; force breaks it.
+    std::fs::write(&file, "garbage").unwrap();
+    lot.fails(lock("a"), Code::Enolck);
+    lot.done(lot.lock(1, "a", true));
+    lot.done(lot.unlock(1, "a"));
+}
+
+#[test]
+fn many_callers_at_once_end_with_a_consistent_sr() {
+    const CALLERS: u64 = 16;
+    const CALLS: u64 = 40;
+    let lot = Lot::new();
+    lot.attach_new();
+    std::thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            let lot = &lot;
+            scope.spawn(move || {
+                let mut state = caller.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+                let mut draw = |most: u64| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    (state >> 33) % most
+                };
+                for _ in 0..CALLS {
+                    let [a, b] = [(); 2].map(|()| 1 + draw(6) as u8);
+                    let command = match draw(10) {
+                        0 | 1 => lot.vdi_create(a, 100),
+                        2 => lot.delete(a),
+                        3 => lot.snapshot(a, b),
+                        4 => lot.clone(a, b),
+                        5 => lot.resize(a, 100 + draw(100)),
+                        6 => lot.attach(a, AttachMode::Auto),
+                        7 => lot.detach(a),
+                        8 => lot.lock(a, "someone", false),
+                        _ => lot.unlock(a, "someone"),
+                    };
+                    if let Err(error) = lot.control.call(command.clone()) {
+                        assert_ne!(error.code, Code::Eio, "{command:?}: {error}");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(lot.scan().findings, []);
+    for number in 1..=6 {
+        let _ = lot.control.call(lot.detach(number));
+        let _ = lot.control.call(lot.unlock(number, "someone"));
+    }
+    lot.call(Command::SrGc { sr: lot.sr });
+    let listing = lot.scan();
+    assert_eq!(listing.findings, []);
+    let left = lot.names();
+    let odd: Vec<_> = left.iter().filter(|n| n.contains("tmp") || n.contains("intent")).collect();
+    assert!(odd.is_empty(), "{odd:?}");
+    for vdi in listing.vdis {
+        lot.done(Command::VdiDelete { sr: lot.sr, vdi: vdi.uuid });
+    }
+    lot.done(Command::SrDetach { sr: lot.sr });
+    lot.done(lot.sr_delete());
+}
+
+#[test]
+fn chains_open_for_serving_before_and_after_gc() {
+    let lot = Lot::new();
+    lot.attach_new();
+    let depth = |number: u8, write: bool| {
+        let options = OpenOptions { read_only: !write, ..OpenOptions::new(lot.data(number)) };
+        let chain = orlop::image::open(&options).map(|chain| chain.layers.len());
+        chain.map_err(|error| error.to_string())
+    };
+    lot.create(1, 8193);
+    lot.write(1, 0, b"one");
+    lot.call(lot.clone(1, 2));
+    lot.write(1, 1, b"two");
+    lot.call(lot.snapshot(1, 3));
+    lot.write(1, 2, b"three");
+    lot.call(lot.snapshot(1, 4));
+    lot.call(lot.clone(3, 5));
+    assert_eq!(depth(1, true), Ok(4));
+    assert_eq!((depth(5, true), depth(2, true)), (Ok(3), Ok(2)));
+    assert!(depth(3, true).is_err(), "a parent was opened for writing");
+    assert_eq!(depth(3, false), Ok(2));
+    lot.done(lot.delete(2));
+    lot.call(Command::SrGc { sr: lot.sr });
+    // The snapshot took the base's data in; both its children found out.
+    assert_eq!((depth(1, true), depth(5, true)), (Ok(3), Ok(2)));
+    assert_eq!(depth(3, false), Ok(1));
+    for (sector, text) in [(0, &b"one"[..]), (1, b"two"), (2, b"three")] {
+        assert!(lot.read(1, sector).starts_with(text), "sector {sector}");
+    }
+    assert!(lot.read(5, 1).starts_with(b"two"));
 }
 
 #[test]

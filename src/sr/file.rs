@@ -102,8 +102,19 @@ impl Driver for FileDriver {
         Ok(())
     }
 
-    fn attach(&self, _sr: SrUuid) -> Result<Substrate, Failure> {
-        Ok(Substrate { store: Arc::new(self.open()?), shared: self.shared })
+    fn attach(&self, sr: SrUuid) -> Result<Substrate, Failure> {
+        let directory = self.open()?;
+        if sr_record(&directory)?.is_none() {
+            let entries = directory.list();
+            let entries = entries.map_err(|error| at(&self.location, "list it", &error))?;
+            // One that XenServer made has no record, but it has VDIs.
+            if !entries.iter().any(|entry| matches!(Named::of(&entry.name), Named::Data(..))) {
+                let why = format!("there is no SR in it, neither {sr} nor another");
+                return Err(Failure::new(Kind::NoSr, directory.place(), why)
+                    .advise("check the location, or make the SR first (sr_create)"));
+            }
+        }
+        Ok(Substrate { store: Arc::new(directory), shared: self.shared })
     }
 
     fn detach(&self, _sr: SrUuid) -> Result<(), Failure> {

@@ -49,7 +49,7 @@ impl Repository {
     }
 
     /// Removes an intent whose operation is settled, durably.
-    fn end(&self, intent: &Intent) -> io::Result<()> {
+    pub(super) fn end(&self, intent: &Intent) -> io::Result<()> {
         // First of all that what was settled stays settled.
         self.sync_directory()?;
         self.forget(intent.subject());
@@ -81,7 +81,7 @@ impl Repository {
     }
 
     /// Finishes or undoes, whichever what is there allows.
-    fn settle(&self, intent: &Intent) -> io::Result<()> {
+    pub(super) fn settle(&self, intent: &Intent) -> io::Result<()> {
         match intent {
             Intent::Create { vdi, format } => {
                 if self.has(*vdi, *format)? {

@@ -66,8 +66,11 @@ pub struct Repository {
     pub(super) store: Arc<dyn Store>,
     pub(super) shared: bool,
     cache: Mutex<Cache>,
-    /// A verb failed on its way and its way back: the next one starts with a recovery.
-    pub(super) unsettled: AtomicBool,
+    /// What failed on its way and on its way back: the next verb settles it first. Held while it
+    /// does, so that no other verb starts on what is half done.
+    stale: Mutex<Vec<Intent>>,
+    /// Whether there is a record of the SR.
+    recorded: AtomicBool,
 }
 
 /// What was read of a file, and when its stamp was what.
@@ -96,16 +99,17 @@ impl Repository {
         store: Arc<dyn Store>,
         shared: bool,
     ) -> Result<Self, Failure> {
-        if let Some(record) = sr_record(store.as_ref())?
+        let record = sr_record(store.as_ref())?;
+        if let Some(record) = &record
             && record.uuid != sr
         {
             let why = format!("it holds the SR {}, not {sr}", record.uuid);
             return Err(Failure::new(Kind::NoSr, store.place(), why));
         }
-        let (host, cache) = (host.to_owned(), Mutex::default());
-        let unsettled = AtomicBool::new(true);
-        let repository = Self { sr, host, store, shared, cache, unsettled };
-        repository.ready()?;
+        let (host, cache, stale) = (host.to_owned(), Mutex::default(), Mutex::default());
+        let recorded = AtomicBool::new(record.is_some());
+        let repository = Self { sr, host, store, shared, cache, stale, recorded };
+        repository.recover()?;
         Ok(repository)
     }
 
@@ -259,16 +263,44 @@ impl Repository {
         Err(Failure::new(Kind::VdiExists, format!("SR {}", self.sr), why))
     }
 
-    /// Makes sure that nothing is left half done.
+    /// Makes sure that nothing is left half done by verbs that have ended. Those that run now are
+    /// none of its business.
     ///
     /// # Errors
     /// When that cannot be set right.
     pub(super) fn ready(&self) -> Result<(), Failure> {
-        if self.unsettled.load(Ordering::Acquire) {
-            self.recover()?;
-            self.unsettled.store(false, Ordering::Release);
+        let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(intent) = stale.last() {
+            self.settle(intent)
+                .and_then(|()| self.end(intent))
+                .map_err(|error| self.failed("settle what failed before", &error))?;
+            stale.pop();
         }
         Ok(())
+    }
+
+    fn note_stale(&self, intent: &Intent) {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner).push(intent.clone());
+    }
+
+    /// Leaves our record in an SR that another program made, once we change it: emptied, it could
+    /// not be told from any directory.
+    fn adopt(&self) {
+        if self.recorded.load(Ordering::Relaxed) {
+            return;
+        }
+        let record = SrRecord {
+            uuid: self.sr,
+            driver: String::new(),
+            label: String::new(),
+            description: String::new(),
+            made_directory: false,
+            created: None,
+        };
+        let draft = self.temporary(SR_RECORD);
+        let written = store::replace(self.store.as_ref(), SR_RECORD, &draft, &record.to_bytes());
+        // Without room for it the verb may still succeed, and the next one tries again.
+        self.recorded.store(written.is_ok(), Ordering::Relaxed);
     }
 
     /// Writes the intent, takes the steps, drops the intent; what fails is undone.
@@ -277,20 +309,21 @@ impl Repository {
         intent: &Intent,
         steps: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), Failure> {
+        self.adopt();
         let done = self.begin(intent).and_then(|()| steps());
         let subject = intent.subject();
         let Err(error) = done else {
             self.forget(subject);
             // Its effects are durable; if it stays, the next recovery finds them so.
             if store::remove(self.store.as_ref(), &intent_name(subject)).is_err() {
-                self.unsettled.store(true, Ordering::Release);
+                self.note_stale(intent);
             }
             return Ok(());
         };
         if let Err(second) = self.undo(intent) {
             tracing::warn!(sr = %self.sr, vdi = %subject, verb = intent.verb(), error = %second,
                 "could not undo what failed; it will be settled before the next operation");
-            self.unsettled.store(true, Ordering::Release);
+            self.note_stale(intent);
         }
         self.forget(subject);
         Err(self.failed("change it", &error))
