@@ -6,6 +6,7 @@
 //! (the states hold everybody's content). C: nothing refers to what is gone. D: nothing is left
 //! over. E: a recovery done twice, or cut off itself, ends the same. F: without space everything is
 //! as before.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
 #[path = "control_crash/observe.rs"]
 mod observe;
@@ -343,6 +344,24 @@ fn what_could_not_be_undone_is_settled_by_the_next_verb() {
             let state = observe(&repository, &store).unwrap_or_else(|w| panic!("{place}: {w}"));
             trial.judge(&state, result.is_ok(), &place);
         }
+    }
+}
+
+#[test]
+fn what_another_host_made_in_the_same_moment_is_not_touched() {
+    let mut cast = Cast::new();
+    let store = Sim::new(cast.world.clone(), Fault::None);
+    let before = attach(cast.sr, store).unwrap().scan().unwrap().vdis;
+    cast.world.flaw = Flaw::Intruder;
+    let names = ["create", "create raw", "snapshot", "snapshot of raw", "clone", "clone of raw"];
+    for (name, verb) in VERBS.into_iter().filter(|(name, _)| names.contains(name)) {
+        let store = Sim::new(cast.world.clone(), Fault::None);
+        let repository = attach(cast.sr, Arc::clone(&store)).unwrap();
+        let failure = verb(&repository, &cast).unwrap_err();
+        assert_eq!(failure.kind, Kind::VdiExists, "{name}: {failure}");
+        let catalogue = repository.scan().unwrap();
+        assert_eq!(catalogue.vdis, before, "{name}");
+        assert_eq!(catalogue.findings.len(), 1, "{name}: the intruder's file went");
     }
 }
 

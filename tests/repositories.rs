@@ -1,5 +1,6 @@
 //! Repositories in real directories and on real devices, through the verbs, with other programs as
 //! judges. Disks are not served here: an attacher of the test's own stands in.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
 #[path = "support/foreign.rs"]
 mod foreign;
@@ -278,6 +279,11 @@ fn chains_open_for_serving_before_and_after_gc() {
     };
     lot.create(1, 8193);
     lot.write(1, 0, b"one");
+    let served = orlop::image::open(&OpenOptions::new(lot.data(1))).unwrap();
+    for command in [lot.clone(1, 2), lot.snapshot(1, 2), lot.resize(1, 9000), lot.delete(1)] {
+        lot.fails(command, Code::Ebusy);
+    }
+    drop(served);
     lot.call(lot.clone(1, 2));
     lot.write(1, 1, b"two");
     lot.call(lot.snapshot(1, 3));

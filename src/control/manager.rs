@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::attaching::{Access, AttachRequest, Attacher};
 use super::command::{About, AttachMode, AttachedSr, Command, Outcome};
@@ -17,8 +17,8 @@ use super::memory::Memory;
 use super::turns::{Need, Turn, Turns};
 use crate::engine::units::ByteLen;
 use crate::sr::{
-    Capabilities, Catalogue, DeviceConfig, Driver, Failure, Idle, Kind, LockWish, NewVdi,
-    Repository, SrRecord, SrUuid, Surroundings, Vdi, VdiRecord, VdiUuid, driver,
+    Capabilities, Catalogue, Cut, DeviceConfig, Driver, Failure, Idle, Kind, LockWish, NewVdi,
+    Repository, SrRecord, SrUuid, Still, Surroundings, Vdi, VdiRecord, VdiUuid, driver,
 };
 
 /// Settings of a [`Control`].
@@ -63,6 +63,10 @@ impl std::fmt::Debug for Control {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn shown(identity: Option<impl ToString>) -> String {
+    identity.map(|identity| identity.to_string()).unwrap_or_default()
 }
 
 fn now() -> u64 {
@@ -115,8 +119,17 @@ impl Control {
     /// # Errors
     /// With the specification's code, and what to do.
     pub fn call(&self, command: Command) -> Result<Outcome, Error> {
-        let name = command.name();
-        self.dispatch(command).map_err(|failure| failure.during(name).into())
+        let (name, sr, vdi) = (command.name(), command.sr(), command.vdi());
+        let begun = Instant::now();
+        let result: Result<_, Error> =
+            self.dispatch(command).map_err(|failure| failure.during(name).into());
+        let (ms, sr, vdi) = (begun.elapsed().as_millis(), shown(sr), shown(vdi));
+        match &result {
+            Ok(_) => tracing::info!(verb = name, sr, vdi, ms, "done"),
+            Err(error) => tracing::info!(verb = name, sr, vdi, ms, code = %error.code, %error,
+                "failed"),
+        }
+        result
     }
 
     fn dispatch(&self, command: Command) -> Result<Outcome, Failure> {
@@ -435,14 +448,14 @@ impl Control {
         let catalogue: Catalogue = attached.repository.scan()?;
         let record = derived(catalogue.visible(source)?, about);
         let served = locked(&attached.vdis).get(&source).map(|(read_only, _)| *read_only);
-        if served != Some(false) {
-            attached.repository.snapshot(source, dest, record, &mut Idle)?;
-            return Ok(Outcome::Vdi(dest));
-        }
-        let Some(mut cut) = self.attacher.cut(sr, source) else {
-            let why = "it is attached, and whoever serves it cannot change its files meanwhile";
-            return Err(Failure::new(Kind::Busy, format!("VDI {source}"), why)
-                .advise("detach it first (vdi_detach)"));
+        let mut cut: Box<dyn Cut + '_> = match served {
+            None => Box::new(Idle),
+            Some(true) => Box::new(Still),
+            Some(false) => self.attacher.cut(sr, source).ok_or_else(|| {
+                let why = "it is attached, and whoever serves it cannot change its files meanwhile";
+                Failure::new(Kind::Busy, format!("VDI {source}"), why)
+                    .advise("detach it first (vdi_detach)")
+            })?,
         };
         attached.repository.snapshot(source, dest, record, cut.as_mut())?;
         Ok(Outcome::Vdi(dest))

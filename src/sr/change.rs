@@ -43,13 +43,15 @@ fn footer(store: &dyn Store, name: &str, len: ByteLen) -> io::Result<Footer> {
     })
 }
 
-/// Sets or clears the hidden flag in every copy of the footer: first the one that counts.
+/// Sets or clears the hidden flag in every copy of the footer. Whichever of the two survive a
+/// crash, the one at the end counts, and a repair brings the other after it.
 pub(super) fn set_hidden(store: &dyn Store, name: &str, hidden: bool) -> io::Result<()> {
     let len = store.stamp(name)?.len;
     let sound = footer(store, name, len)?;
     let wanted = Footer { hidden: u8::from(hidden), ..sound }.to_bytes();
     let tail = len.get().saturating_sub(FOOTER_BYTES as u64);
     let places = if sound.kind == DiskKind::Fixed { vec![tail] } else { vec![tail, 0] };
+    let mut changed = false;
     for at in places {
         let at = FileOffset::new(at);
         let mut found = [0; FOOTER_BYTES];
@@ -57,10 +59,10 @@ pub(super) fn set_hidden(store: &dyn Store, name: &str, hidden: bool) -> io::Res
         // Where there is none, a repair puts it; that is not for here.
         if Footer::parse(&found).is_ok_and(|footer| footer.hidden != u8::from(hidden)) {
             store.apply(DirOp::Write { name, at, bytes: &wanted })?;
-            store.apply(DirOp::SyncFile { name })?;
+            changed = true;
         }
     }
-    Ok(())
+    if changed { store.apply(DirOp::SyncFile { name }) } else { Ok(()) }
 }
 
 /// Lets a child name a parent of another identity under the same name: one sector.

@@ -103,6 +103,7 @@ fn kind_of(error: &io::Error) -> Kind {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Kind::NoSpace,
         Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => Kind::NotPermitted,
         Some(Errno::BUSY | Errno::TXTBSY) => Kind::Busy,
+        None if error.kind() == io::ErrorKind::ResourceBusy => Kind::Busy,
         _ => Kind::Io,
     }
 }

@@ -17,10 +17,16 @@ use super::intent::Intent;
 use super::names::{DataFormat, VdiUuid, data_name};
 use super::record::VdiRecord;
 use super::repository::{DataFile, Repository, unix_now, vhd_now};
-use super::store::DirOp;
+use super::store::{Claim, DirOp};
 
 /// Whoever serves a disk while it is cut.
 pub trait Cut {
+    /// Whether somebody serves it, and so has claimed its files. Where nobody does, the cut claims
+    /// them: another program might be writing.
+    fn is_served(&self) -> bool {
+        true
+    }
+
     /// Everything written is durable, and no write begins until `release`.
     ///
     /// # Errors
@@ -42,6 +48,26 @@ pub trait Cut {
 pub struct Idle;
 
 impl Cut for Idle {
+    fn is_served(&self) -> bool {
+        false
+    }
+
+    fn hold(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn switch(&mut self, _leaf: &DataFile) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn release(&mut self) {}
+}
+
+/// The disk is served and only read, so there is nothing to hold.
+#[derive(Debug)]
+pub struct Still;
+
+impl Cut for Still {
     fn hold(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -86,6 +112,7 @@ impl Repository {
         if vdi.read_only {
             return self.add_child(vdi, dest, &record);
         }
+        let _claim = self.claim_unless_served(vdi, cut)?;
         let plan = self.child_plan(&Base { vdi, uuid: dest })?;
         let (base, format) = (dest, vdi.format);
         let intent = Intent::Fork { source, base, copy: None, format, hide: false };
@@ -110,6 +137,7 @@ impl Repository {
         if vdi.read_only {
             return self.add_child(vdi, dest, &record);
         }
+        let _claim = self.claim_unless_served(vdi, cut)?;
         let base = VdiUuid::random();
         let of = Base { vdi, uuid: base };
         let children =
@@ -124,6 +152,14 @@ impl Repository {
         let intent =
             Intent::Fork { source, base, copy: Some(dest), format: vdi.format, hide: true };
         self.carry_out(&intent, || self.fork(&intent, &children, &of_base, cut))
+    }
+
+    fn claim_unless_served(&self, vdi: &Vdi, cut: &dyn Cut) -> Result<Option<Claim>, Failure> {
+        if cut.is_served() {
+            return Ok(None);
+        }
+        let claim = self.store.claim(&vdi.data_name());
+        claim.map(Some).map_err(|error| self.failed("claim it", &error))
     }
 
     fn may_fork(&self, source: VdiUuid, dest: VdiUuid) -> Result<Catalogue, Failure> {

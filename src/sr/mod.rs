@@ -35,7 +35,7 @@ pub use directory::Directory;
 pub use driver::{Capabilities, DeviceConfig, Driver, Substrate, Surroundings, driver};
 pub use failure::{Failure, Kind};
 pub use fields::{Fields, FieldsError};
-pub use fork::{Cut, Idle};
+pub use fork::{Cut, Idle, Still};
 pub use gc::Collected;
 pub use intent::Intent;
 pub use leasing::LockWish;

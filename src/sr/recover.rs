@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use super::change;
+use super::facts;
 use super::failure::Failure;
 use super::fields::FIELDS_MAX_BYTES;
 use super::intent::Intent;
@@ -83,13 +84,7 @@ impl Repository {
     /// Finishes or undoes, whichever what is there allows.
     pub(super) fn settle(&self, intent: &Intent) -> io::Result<()> {
         match intent {
-            Intent::Create { vdi, format } => {
-                if self.has(*vdi, *format)? {
-                    self.drop_draft(*vdi, *format)
-                } else {
-                    self.undo_create(*vdi, *format)
-                }
-            }
+            Intent::Create { vdi, format } => self.settle_create(*vdi, *format),
             Intent::Delete { vdi, format } => {
                 if self.has(*vdi, *format)? {
                     Ok(())
@@ -114,7 +109,7 @@ impl Repository {
     /// Takes back what a verb did before it failed.
     pub(super) fn undo(&self, intent: &Intent) -> io::Result<()> {
         match intent {
-            Intent::Create { vdi, format } => self.undo_create(*vdi, *format)?,
+            Intent::Create { vdi, format } => self.settle_create(*vdi, *format)?,
             Intent::Hide { vdi, format } => {
                 let name = data_name(*vdi, *format);
                 let store = self.store.as_ref();
@@ -132,10 +127,12 @@ impl Repository {
         self.end(intent)
     }
 
-    fn undo_create(&self, vdi: VdiUuid, format: DataFormat) -> io::Result<()> {
-        store::remove(self.store.as_ref(), &data_name(vdi, format))?;
-        self.drop_draft(vdi, format)?;
-        self.remove_sides(vdi)
+    /// What has its name stays; without it the rest goes. A data file is never removed here: one
+    /// that is there may be another host's, which made it in the same moment.
+    fn settle_create(&self, vdi: VdiUuid, format: DataFormat) -> io::Result<()> {
+        let draft = self.temporary(&data_name(vdi, format));
+        store::remove(self.store.as_ref(), &draft)?;
+        if self.has(vdi, format)? { Ok(()) } else { self.remove_sides(vdi) }
     }
 
     /// Removes what lies beside the data of a VDI.
@@ -144,10 +141,6 @@ impl Repository {
             store::remove(self.store.as_ref(), &name)?;
         }
         Ok(())
-    }
-
-    fn drop_draft(&self, vdi: VdiUuid, format: DataFormat) -> io::Result<()> {
-        store::remove(self.store.as_ref(), &self.temporary(&data_name(vdi, format)))
     }
 
     pub(super) fn has(&self, vdi: VdiUuid, format: DataFormat) -> io::Result<bool> {
@@ -159,6 +152,16 @@ impl Repository {
         let name = data_name(child, DataFormat::Vhd);
         Ok(store::exists(self.store.as_ref(), &name)?
             || store::exists(self.store.as_ref(), &self.temporary(&name))?)
+    }
+
+    /// Whether a file is a VHD that names this parent; one that cannot be read is not ours.
+    fn is_child(&self, name: &str, parent: &str) -> io::Result<bool> {
+        let stamp = match self.store.stamp(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            stamp => stamp?,
+        };
+        let facts = facts::read(self.store.as_ref(), name, DataFormat::Vhd, &stamp);
+        Ok(facts.ok().and_then(|facts| facts.parent).is_some_and(|claim| claim.name == parent))
     }
 
     fn settle_fork(&self, intent: &Intent) -> io::Result<()> {
@@ -196,16 +199,27 @@ impl Repository {
         let Intent::Fork { source, base, copy, format, .. } = intent else { return Ok(()) };
         let store = self.store.as_ref();
         let child = data_name(*source, DataFormat::Vhd);
+        // A base beside an uncut source is another host's, which made it in the same moment.
+        let uncut = self.has(*source, *format)?
+            && (*format == DataFormat::Raw || store::exists(store, &self.temporary(&child))?);
         if let Some(copy) = copy {
             let name = data_name(*copy, DataFormat::Vhd);
             store::remove(store, &self.temporary(&name))?;
-            store::remove(store, &name)?;
-            self.remove_sides(*copy)?;
+            if self.is_child(&name, &data_name(*base, *format))? {
+                store::remove(store, &name)?;
+            }
+            if !self.has(*copy, DataFormat::Vhd)? {
+                self.remove_sides(*copy)?;
+            }
             self.forget(*copy);
         }
         store::remove(store, &self.temporary(&child))?;
         let (from, to) = (data_name(*base, *format), data_name(*source, *format));
-        if self.has(*base, *format)? {
+        let there = self.has(*base, *format)?;
+        if uncut && there {
+            return Ok(());
+        }
+        if there {
             if change::is_hidden(store, &from, *format)? == Some(true) {
                 change::set_hidden(store, &from, false)?;
             }

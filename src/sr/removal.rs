@@ -30,6 +30,9 @@ impl Repository {
             return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why));
         }
         if found.children.is_empty() {
+            // Another program may be serving it.
+            let claim = self.store.claim(&found.data_name());
+            let _claim = claim.map_err(|error| self.failed("claim it", &error))?;
             self.remove(vdi, found.format)
         } else {
             self.hide(vdi, found.format, &found.record)

@@ -226,7 +226,10 @@ impl Repository {
             self.write_draft(&draft, plan)?;
             self.write_record(vdi, record)?;
             self.store.apply(DirOp::Rename { from: &draft, to: &name, replace: false })?;
-            self.sync_directory()
+            // Taken back here: only here it is certain that the file of that name is ours.
+            self.sync_directory().inspect_err(|_| {
+                let _kept_at_worst = store::remove(self.store.as_ref(), &name);
+            })
         })
     }
 

@@ -145,6 +145,8 @@ pub(crate) enum Flaw {
     NamesNeverSynced,
     /// Intents are never written.
     NoIntents,
+    /// Another host takes each name of data a moment before it is given.
+    Intruder,
 }
 
 /// How the content of unsynced files looks after a crash.
@@ -228,18 +230,14 @@ impl World {
         match (self.flaw, op) {
             (Flaw::FilesNeverSynced, DirOp::SyncFile { .. })
             | (Flaw::NamesNeverSynced, DirOp::SyncDirectory) => return Ok(()),
+            (Flaw::Intruder, DirOp::Rename { to, replace: false, .. }) if is_data(to) => {
+                let _there_already = self.create(to);
+            }
             (Flaw::NoIntents, op) if name_of(&op).contains("orlop-intent") => return Ok(()),
             _ => {}
         }
         match op {
-            DirOp::Create { name } => {
-                if self.live.contains_key(name) {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                self.next += 1;
-                self.inodes.insert(self.next, Arc::default());
-                self.rename(NameChange::Put { name: name.to_owned(), inode: self.next });
-            }
+            DirOp::Create { name } => self.create(name)?,
             DirOp::Write { name, at, bytes } => write(self.inode_mut(name)?, at.get(), bytes),
             DirOp::SetLength { name, len } => {
                 let inode = self.inode_mut(name)?;
@@ -272,6 +270,16 @@ impl World {
         Ok(())
     }
 
+    fn create(&mut self, name: &str) -> io::Result<()> {
+        if self.live.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.next += 1;
+        self.inodes.insert(self.next, Arc::default());
+        self.rename(NameChange::Put { name: name.to_owned(), inode: self.next });
+        Ok(())
+    }
+
     fn rename(&mut self, change: NameChange) {
         change.apply(&mut self.live);
         self.pending.push(change);
@@ -288,6 +296,10 @@ impl World {
             _ => false,
         }
     }
+}
+
+fn is_data(name: &str) -> bool {
+    name.ends_with(".vhd") || name.ends_with(".raw")
 }
 
 fn name_of<'a>(op: &DirOp<'a>) -> &'a str {
