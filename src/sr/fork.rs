@@ -14,7 +14,7 @@ use super::catalogue::{CHAIN_MAX, Catalogue, Vdi};
 use super::change;
 use super::failure::{Failure, Kind};
 use super::intent::Intent;
-use super::names::{DataFormat, VdiUuid, data_name};
+use super::names::{DataFormat, VdiUuid, data_name, record_name};
 use super::record::VdiRecord;
 use super::repository::{DataFile, Repository, unix_now, vhd_now};
 use super::store::{Claim, DirOp};
@@ -189,13 +189,24 @@ impl Repository {
         cut: &mut dyn Cut,
     ) -> io::Result<()> {
         let Intent::Fork { source, base, format, hide, .. } = intent else { return Ok(()) };
+        let mut drafts = vec![record_name(*base)];
+        let mut records = vec![*base];
+        self.draft_record(*base, of_base)?;
         for (child, plan, record) in children {
-            self.write_draft(&self.temporary(&data_name(*child, DataFormat::Vhd)), plan)?;
+            let name = data_name(*child, DataFormat::Vhd);
+            self.draft_image(&name, plan)?;
+            drafts.push(name);
             if let Some(record) = record {
-                self.write_record(*child, record)?;
+                self.draft_record(*child, record)?;
+                drafts.push(record_name(*child));
+                records.push(*child);
             }
         }
-        self.write_record(*base, of_base)?;
+        let drafts: Vec<&str> = drafts.iter().map(String::as_str).collect();
+        self.sync_drafts(&drafts)?;
+        for vdi in records {
+            self.place_record(vdi)?;
+        }
         cut.hold()?;
         let done = self.switch_names((*source, *base, *format, *hide), children).and_then(|()| {
             let name = data_name(*source, DataFormat::Vhd);

@@ -11,6 +11,7 @@
 mod catalogue;
 mod change;
 mod directory;
+mod drafts;
 mod driver;
 mod ext;
 mod facts;

@@ -137,8 +137,9 @@ impl Repository {
 
     /// Removes what lies beside the data of a VDI.
     pub(super) fn remove_sides(&self, vdi: VdiUuid) -> io::Result<()> {
-        for name in [record_name(vdi), lease_name(vdi)] {
-            store::remove(self.store.as_ref(), &name)?;
+        let (record, lease) = (record_name(vdi), lease_name(vdi));
+        for name in [&self.temporary(&record), &record, &lease] {
+            store::remove(self.store.as_ref(), name)?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use vhd::{CreateOptions, NewLayout, Piece, Plan};
+use vhd::{CreateOptions, NewLayout, Plan};
 
 use super::catalogue::{Catalogue, Finding, Raw, Vdi};
 use super::facts::{self, Facts};
@@ -27,8 +27,6 @@ use super::record::{Lease, SrRecord, VdiRecord};
 use super::store::{self, DataPlace, DirOp, Entry, EntryKind, Stamp, Store};
 use crate::engine::units::{ByteLen, FileOffset, SECTOR};
 
-/// Bytes written at once where a plan asks for many equal ones.
-const FILL_BYTES: u64 = 1 << 20;
 /// Below this age a stamp does not tell whether the file changed again: clocks are coarse.
 const STAMP_AGE: Duration = Duration::from_secs(2);
 /// Files in an SR, ours and others'; more are not listed.
@@ -223,8 +221,10 @@ impl Repository {
         self.carry_out(&intent, || {
             let name = data_name(vdi, format);
             let draft = self.temporary(&name);
-            self.write_draft(&draft, plan)?;
-            self.write_record(vdi, record)?;
+            self.draft_image(&name, plan)?;
+            self.draft_record(vdi, record)?;
+            self.sync_drafts(&[&name, &record_name(vdi)])?;
+            self.place_record(vdi)?;
             self.store.apply(DirOp::Rename { from: &draft, to: &name, replace: false })?;
             // Taken back here: only here it is certain that the file of that name is ours.
             self.sync_directory().inspect_err(|_| {
@@ -338,38 +338,6 @@ impl Repository {
         let bytes = intent.to_bytes(&self.host);
         store::replace(self.store.as_ref(), &name, &self.temporary(&name), &bytes)?;
         self.sync_directory()
-    }
-
-    /// Writes an image under a name that does not count, durably.
-    pub(super) fn write_draft(&self, draft: &str, plan: &Plan) -> io::Result<()> {
-        let store = self.store.as_ref();
-        store::remove(store, draft)?;
-        store.apply(DirOp::Create { name: draft })?;
-        store.apply(DirOp::SetLength { name: draft, len: ByteLen::new(plan.file_len.get()) })?;
-        for piece in &plan.pieces {
-            match piece {
-                Piece::Bytes { at, bytes } => {
-                    store.apply(DirOp::Write {
-                        name: draft,
-                        at: FileOffset::new(at.get()),
-                        bytes,
-                    })?;
-                }
-                Piece::Fill { at, len, byte } => self.fill(draft, at.get(), len.get(), *byte)?,
-            }
-        }
-        store.apply(DirOp::SyncFile { name: draft })
-    }
-
-    fn fill(&self, name: &str, at: u64, len: u64, byte: u8) -> io::Result<()> {
-        let chunk = vec![byte; usize::try_from(len.min(FILL_BYTES)).unwrap_or(0)];
-        let mut done = 0;
-        while done < len {
-            let bytes = &chunk[..usize::try_from((len - done).min(FILL_BYTES)).unwrap_or(0)];
-            self.store.apply(DirOp::Write { name, at: FileOffset::new(at + done), bytes })?;
-            done += bytes.len() as u64;
-        }
-        Ok(())
     }
 
     pub(super) fn write_record(&self, vdi: VdiUuid, record: &VdiRecord) -> io::Result<()> {
