@@ -71,6 +71,9 @@ pub struct Catalogue {
     pub vdis: BTreeMap<VdiUuid, Vdi>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// Whether there is a VHD that cannot be read, so that nobody can tell whose child it is. Until
+    /// that is mended nothing is removed or merged that could be its parent.
+    pub obscure: bool,
     /// The space there is.
     pub space: Space,
 }
@@ -144,6 +147,7 @@ impl Catalogue {
         sr: SrUuid,
         raws: BTreeMap<VdiUuid, Raw>,
         mut findings: Vec<Finding>,
+        obscure: bool,
         space: Space,
     ) -> Self {
         let mut by_identity: HashMap<[u8; 16], Vec<VdiUuid>> = HashMap::new();
@@ -182,7 +186,7 @@ impl Catalogue {
         }
         vdis.values_mut().for_each(|vdi| vdi.children.sort());
         findings.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { sr, vdis, findings, space }
+        Self { sr, vdis, findings, obscure, space }
     }
 }
 

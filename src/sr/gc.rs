@@ -46,6 +46,12 @@ impl Repository {
             let catalogue = self.scan()?;
             collected.space.1 = taken(&catalogue);
             collected.left.clear();
+            if catalogue.obscure {
+                let hidden = catalogue.vdis.values().filter(|vdi| vdi.hidden);
+                let why = "there is a VHD that cannot be read, which may be a child of it";
+                collected.left.extend(hidden.map(|vdi| (vdi.uuid, why.to_owned())));
+                return Ok(collected);
+            }
             let Some((parent, child)) = candidate(&catalogue, in_use, &mut collected.left) else {
                 return Ok(collected);
             };
@@ -60,10 +66,8 @@ impl Repository {
         let mut removed = Vec::new();
         loop {
             let catalogue = self.scan()?;
-            let broken = catalogue.findings.iter().any(|finding| finding.broken.is_some());
             let garbage = catalogue.vdis.values().find(|vdi| {
-                // What cannot be read may be a child of anything.
-                vdi.hidden && vdi.children.is_empty() && !broken && !in_use(vdi.uuid)
+                vdi.hidden && vdi.children.is_empty() && !catalogue.obscure && !in_use(vdi.uuid)
             });
             let Some(vdi) = garbage else { return Ok(removed) };
             self.remove(vdi.uuid, vdi.format)?;

@@ -29,7 +29,7 @@ impl Repository {
             let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
             return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why));
         }
-        if found.children.is_empty() {
+        if found.children.is_empty() && !catalogue.obscure {
             // Another program may be serving it.
             let claim = self.store.claim(&found.data_name());
             let _claim = claim.map_err(|error| self.failed("claim it", &error))?;

@@ -25,7 +25,7 @@ use super::names::{
 };
 use super::record::{Lease, SrRecord, VdiRecord};
 use super::store::{self, DataPlace, DirOp, Entry, EntryKind, Stamp, Store};
-use crate::engine::units::{ByteLen, FileOffset, SECTOR};
+use crate::engine::units::{ByteLen, SECTOR};
 
 /// Below this age a stamp does not tell whether the file changed again: clocks are coarse.
 const STAMP_AGE: Duration = Duration::from_secs(2);
@@ -143,6 +143,7 @@ impl Repository {
         let mut sides = Sides::of(&entries);
         let mut raws = BTreeMap::new();
         let mut findings = Vec::new();
+        let mut obscure = false;
         let old = self.take_cache();
         let mut new = Cache::default();
         for (vdi, format, kind) in std::mem::take(&mut sides.data) {
@@ -153,16 +154,19 @@ impl Repository {
                 Err(problem) => {
                     let name = data_name(vdi, format);
                     findings.push(Finding { name, broken: Some(vdi), problem });
+                    let readable = !matches!(kind, EntryKind::Other(_));
+                    obscure |= readable && format == DataFormat::Vhd;
                 }
             }
         }
+        obscure |= !sides.twice.is_empty();
         for vdi in &sides.twice {
             raws.remove(vdi);
             let problem = "there are data of this VDI in two formats".to_owned();
             findings.push(Finding { name: vdi.to_string(), broken: Some(*vdi), problem });
         }
         *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(Catalogue::assemble(self.sr, raws, findings, space))
+        Ok(Catalogue::assemble(self.sr, raws, findings, obscure, space))
     }
 
     /// A data file and the files of its parents, the VDI's own first.
