@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod bench;
 pub mod cli;
+pub mod control;
 pub mod engine;
 pub mod format;
 pub mod host;
@@ -16,5 +17,6 @@ pub mod sandbox;
 pub mod server;
 pub mod shard;
 pub mod size;
+pub mod sr;
 pub mod tls;
 pub mod transport;

@@ -159,6 +159,15 @@ pub(super) fn take(fd: &impl AsFd, claim: Claim, path: &Path) -> Result<(), Lock
     }
 }
 
+/// Claims a file for writing for as long as its open file description lives: for changes that are
+/// made to an image without serving it. `path` is for messages.
+///
+/// # Errors
+/// Who has it, when somebody does.
+pub fn claim_to_write(fd: &impl AsFd, path: &Path) -> Result<(), LockError> {
+    take(fd, Claim::Write, path)
+}
+
 fn take_now(fd: &impl AsFd, claim: Claim, path: &Path) -> Result<(), LockError> {
     for permission in ALL {
         let offset = permission as off_t;

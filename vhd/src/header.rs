@@ -157,7 +157,8 @@ impl DynamicHeader {
     }
 }
 
-/// Bytes of the header's first sector, which alone changes when the table moves.
+/// Bytes of the header's first sector, which alone changes when the table moves or the parent gets
+/// another identity.
 pub const SWITCH_BYTES: usize = 512;
 
 /// The first sector of the header in `bytes` with its table at another place and of another size;
@@ -179,6 +180,22 @@ pub fn with_table(
         checksum: 0.into(),
         ..raw
     };
+    raw.checksum = checksum(raw.as_bytes()).into();
+    let mut first = [0; SWITCH_BYTES];
+    first.copy_from_slice(&raw.as_bytes()[..SWITCH_BYTES]);
+    Ok(first)
+}
+
+/// The first sector of the header in `bytes` with another identity of the parent; the second
+/// sector, which holds the parent's name and locators, stays as it is.
+///
+/// # Errors
+/// When `bytes` are no sound header.
+pub fn with_parent(bytes: &[u8], parent_uuid: [u8; 16]) -> Result<[u8; SWITCH_BYTES], HeaderError> {
+    DynamicHeader::parse(bytes)?;
+    let raw = RawHeader::read_from_bytes(bytes)
+        .map_err(|_| HeaderError::Length { found: bytes.len() })?;
+    let mut raw = RawHeader { parent_uuid, checksum: 0.into(), ..raw };
     raw.checksum = checksum(raw.as_bytes()).into();
     let mut first = [0; SWITCH_BYTES];
     first.copy_from_slice(&raw.as_bytes()[..SWITCH_BYTES]);

@@ -1,0 +1,250 @@
+//! Finishes or undoes what an intent announced, after a crash or after a failure.
+//!
+//! Decides by what is there, not by how far somebody says to have come: names appear and go in a
+//! known order, so which of them exist tells how far it came. Each settling may itself be cut off
+//! anywhere and is then done again. Refuses to touch another host's unfinished work in a shared SR.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::change;
+use super::facts;
+use super::failure::Failure;
+use super::fields::FIELDS_MAX_BYTES;
+use super::intent::Intent;
+use super::names::{
+    DataFormat, Named, VdiUuid, data_name, intent_name, is_temporary_of, lease_name, record_name,
+};
+use super::repository::Repository;
+use super::store::{self, DirOp, Entry};
+
+impl Repository {
+    /// Settles every intent, then removes what nothing refers to.
+    pub(super) fn recover(&self) -> Result<(), Failure> {
+        self.settle_all().map_err(|error| self.failed("settle what was left unfinished", &error))
+    }
+
+    fn settle_all(&self) -> io::Result<()> {
+        let entries = self.store.list()?;
+        for entry in &entries {
+            let Named::Intent(subject) = Named::of(&entry.name) else { continue };
+            let bytes = store::read_small(self.store.as_ref(), &entry.name, FIELDS_MAX_BYTES)?;
+            let (intent, host) = match Intent::from_bytes(&bytes) {
+                Ok(read) => read,
+                Err(error) => {
+                    // It was whole when it got its name, so this is no crash but damage.
+                    tracing::error!(sr = %self.sr, file = entry.name, %error,
+                        "an unfinished operation cannot be read; its files stay as they are");
+                    continue;
+                }
+            };
+            if self.shared && host != self.host {
+                continue;
+            }
+            tracing::info!(sr = %self.sr, vdi = %subject, verb = intent.verb(),
+                "settling an operation that was not finished");
+            self.settle(&intent)?;
+            self.end(&intent)?;
+        }
+        self.sweep()
+    }
+
+    /// Removes an intent whose operation is settled, durably.
+    pub(super) fn end(&self, intent: &Intent) -> io::Result<()> {
+        // First of all that what was settled stays settled.
+        self.sync_directory()?;
+        self.forget(intent.subject());
+        store::remove(self.store.as_ref(), &intent_name(intent.subject()))?;
+        self.sync_directory()
+    }
+
+    /// Removes temporaries, and records and locks of VDIs that are gone.
+    fn sweep(&self) -> io::Result<()> {
+        let entries = self.store.list()?;
+        let data: BTreeSet<VdiUuid> = entries.iter().filter_map(data_of).collect();
+        let intents: BTreeSet<VdiUuid> = entries.iter().filter_map(intent_of).collect();
+        let mut swept = false;
+        for entry in &entries {
+            let goes = match Named::of(&entry.name) {
+                Named::Temporary => !self.shared || is_temporary_of(&entry.name, &self.host),
+                // Another host may have written its record a moment before its data.
+                Named::Record(vdi) | Named::Lease(vdi) => {
+                    !self.shared && intents.is_empty() && !data.contains(&vdi)
+                }
+                _ => false,
+            };
+            if goes {
+                store::remove(self.store.as_ref(), &entry.name)?;
+                swept = true;
+            }
+        }
+        if swept { self.sync_directory() } else { Ok(()) }
+    }
+
+    /// Finishes or undoes, whichever what is there allows.
+    pub(super) fn settle(&self, intent: &Intent) -> io::Result<()> {
+        match intent {
+            Intent::Create { vdi, format } => self.settle_create(*vdi, *format),
+            Intent::Delete { vdi, format } => {
+                if self.has(*vdi, *format)? {
+                    Ok(())
+                } else {
+                    self.remove_sides(*vdi)
+                }
+            }
+            Intent::Hide { vdi, format } => {
+                let name = data_name(*vdi, *format);
+                match change::is_hidden(self.store.as_ref(), &name, *format)? {
+                    Some(hidden) => change::set_hidden(self.store.as_ref(), &name, hidden),
+                    None => Ok(()),
+                }
+            }
+            Intent::Fork { .. } => self.settle_fork(intent),
+            Intent::Resize { vdi, format, .. } => self.mend(*vdi, *format),
+            Intent::Merge { parent, format, .. } => self.mend(*parent, *format),
+            Intent::Succeed { .. } => self.succeed(intent),
+        }
+    }
+
+    /// Takes back what a verb did before it failed.
+    pub(super) fn undo(&self, intent: &Intent) -> io::Result<()> {
+        match intent {
+            Intent::Create { vdi, format } => self.settle_create(*vdi, *format)?,
+            Intent::Hide { vdi, format } => {
+                let name = data_name(*vdi, *format);
+                let store = self.store.as_ref();
+                if change::is_hidden(store, &name, *format)? == Some(true) {
+                    change::set_hidden(store, &name, false)?;
+                }
+            }
+            Intent::Fork { .. } => self.undo_fork(intent)?,
+            // Not to be taken back: what is gone is gone, what succeeded has heirs.
+            Intent::Delete { .. } | Intent::Succeed { .. } => self.settle(intent)?,
+            // The image was undone by whoever changed it.
+            Intent::Resize { vdi, format, .. } => self.mend(*vdi, *format)?,
+            Intent::Merge { parent, format, .. } => self.mend(*parent, *format)?,
+        }
+        self.end(intent)
+    }
+
+    /// What has its name stays; without it the rest goes. A data file is never removed here: one
+    /// that is there may be another host's, which made it in the same moment.
+    fn settle_create(&self, vdi: VdiUuid, format: DataFormat) -> io::Result<()> {
+        let draft = self.temporary(&data_name(vdi, format));
+        store::remove(self.store.as_ref(), &draft)?;
+        if self.has(vdi, format)? { Ok(()) } else { self.remove_sides(vdi) }
+    }
+
+    /// Removes what lies beside the data of a VDI.
+    pub(super) fn remove_sides(&self, vdi: VdiUuid) -> io::Result<()> {
+        let (record, lease) = (record_name(vdi), lease_name(vdi));
+        for name in [&self.temporary(&record), &record, &lease] {
+            store::remove(self.store.as_ref(), name)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn has(&self, vdi: VdiUuid, format: DataFormat) -> io::Result<bool> {
+        store::exists(self.store.as_ref(), &data_name(vdi, format))
+    }
+
+    /// Whether a child of a fork is there, or can still be put there.
+    fn child_is_safe(&self, child: VdiUuid) -> io::Result<bool> {
+        let name = data_name(child, DataFormat::Vhd);
+        Ok(store::exists(self.store.as_ref(), &name)?
+            || store::exists(self.store.as_ref(), &self.temporary(&name))?)
+    }
+
+    /// Whether a file is a VHD that names this parent; one that cannot be read is not ours.
+    fn is_child(&self, name: &str, parent: &str) -> io::Result<bool> {
+        let stamp = match self.store.stamp(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            stamp => stamp?,
+        };
+        let facts = facts::read(self.store.as_ref(), name, DataFormat::Vhd, &stamp);
+        Ok(facts.ok().and_then(|facts| facts.parent).is_some_and(|claim| claim.name == parent))
+    }
+
+    fn settle_fork(&self, intent: &Intent) -> io::Result<()> {
+        let Intent::Fork { source, base, copy, format, hide } = intent else { return Ok(()) };
+        if !self.has(*base, *format)? {
+            return self.undo_fork(intent);
+        }
+        let children: Vec<VdiUuid> = [Some(*source), *copy].into_iter().flatten().collect();
+        for child in &children {
+            if !self.child_is_safe(*child)? {
+                // It was being taken back.
+                return self.undo_fork(intent);
+            }
+        }
+        for child in children {
+            let name = data_name(child, DataFormat::Vhd);
+            let draft = self.temporary(&name);
+            if self.has(child, DataFormat::Vhd)? {
+                store::remove(self.store.as_ref(), &draft)?;
+            } else {
+                self.store.apply(DirOp::Rename { from: &draft, to: &name, replace: false })?;
+            }
+            self.forget(child);
+        }
+        self.forget(*base);
+        if *hide && *format == DataFormat::Vhd {
+            change::set_hidden(self.store.as_ref(), &data_name(*base, *format), true)?;
+        }
+        Ok(())
+    }
+
+    /// The children go, the base gets its old name back. In this order, so that `settle_fork` sees
+    /// that it was begun.
+    fn undo_fork(&self, intent: &Intent) -> io::Result<()> {
+        let Intent::Fork { source, base, copy, format, .. } = intent else { return Ok(()) };
+        let store = self.store.as_ref();
+        let child = data_name(*source, DataFormat::Vhd);
+        // A base beside an uncut source is another host's, which made it in the same moment.
+        let uncut = self.has(*source, *format)?
+            && (*format == DataFormat::Raw || store::exists(store, &self.temporary(&child))?);
+        if let Some(copy) = copy {
+            let name = data_name(*copy, DataFormat::Vhd);
+            store::remove(store, &self.temporary(&name))?;
+            if self.is_child(&name, &data_name(*base, *format))? {
+                store::remove(store, &name)?;
+            }
+            if !self.has(*copy, DataFormat::Vhd)? {
+                self.remove_sides(*copy)?;
+            }
+            self.forget(*copy);
+        }
+        store::remove(store, &self.temporary(&child))?;
+        let (from, to) = (data_name(*base, *format), data_name(*source, *format));
+        let there = self.has(*base, *format)?;
+        if uncut && there {
+            return Ok(());
+        }
+        if there {
+            if change::is_hidden(store, &from, *format)? == Some(true) {
+                change::set_hidden(store, &from, false)?;
+            }
+            if child != to {
+                store::remove(store, &child)?;
+            }
+            store.apply(DirOp::Rename { from: &from, to: &to, replace: true })?;
+        }
+        self.forget(*source);
+        self.forget(*base);
+        self.remove_sides(*base)
+    }
+}
+
+fn data_of(entry: &Entry) -> Option<VdiUuid> {
+    match Named::of(&entry.name) {
+        Named::Data(vdi, _) => Some(vdi),
+        _ => None,
+    }
+}
+
+fn intent_of(entry: &Entry) -> Option<VdiUuid> {
+    match Named::of(&entry.name) {
+        Named::Intent(vdi) => Some(vdi),
+        _ => None,
+    }
+}

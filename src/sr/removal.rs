@@ -1,0 +1,109 @@
+//! A VDI goes: at once when nobody depends on it, else it is hidden and its data stay for its
+//! children until `gc` finds that nobody needs them.
+
+use std::io;
+
+use super::change;
+use super::failure::{Failure, Kind};
+use super::intent::Intent;
+use super::names::{DataFormat, VdiUuid, data_name};
+use super::record::VdiRecord;
+use super::repository::Repository;
+use super::store::{self, DirOp};
+
+impl Repository {
+    /// Deletes a VDI; nothing happens when there is none. Whoever holds its lock keeps it.
+    ///
+    /// # Errors
+    /// When it is locked, or the store fails.
+    pub fn delete(&self, vdi: VdiUuid) -> Result<(), Failure> {
+        self.ready()?;
+        let catalogue = self.scan()?;
+        let found = match catalogue.visible(vdi) {
+            Ok(found) => found,
+            Err(failure) if failure.kind == Kind::NoVdi => return Ok(()),
+            // Broken, but somebody's: its data may still be saved.
+            Err(failure) => return Err(failure),
+        };
+        if let Some(lease) = &found.lease {
+            let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
+            return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why));
+        }
+        if found.children.is_empty() && !catalogue.obscure {
+            // Another program may be serving it.
+            let claim = self.store.claim(&found.data_name());
+            let _claim = claim.map_err(|error| self.failed("claim it", &error))?;
+            self.remove(vdi, found.format)
+        } else {
+            self.hide(vdi, found.format, &found.record)
+        }
+    }
+
+    /// Removes the data of a VDI that nobody depends on, and what lies beside them.
+    pub(super) fn remove(&self, vdi: VdiUuid, format: DataFormat) -> Result<(), Failure> {
+        let steps = || {
+            self.store.apply(DirOp::Unlink { name: &data_name(vdi, format) })?;
+            self.remove_sides(vdi)?;
+            self.sync_directory()
+        };
+        match self.carry_out(&Intent::Delete { vdi, format }, steps) {
+            // A full disk has no room to say what is about to happen. Who deletes wants room; and
+            // what a crash leaves beside data that are gone is swept at the next attach.
+            Err(failure) if failure.kind == Kind::NoSpace => {
+                match store::remove(self.store.as_ref(), &data_name(vdi, format)) {
+                    Ok(()) => {
+                        self.forget(vdi);
+                        let done = self.remove_sides(vdi).and_then(|()| self.sync_directory());
+                        done.map_err(|e| self.failed("delete it", &e))
+                    }
+                    Err(error) => Err(self.failed("delete it", &error)),
+                }
+            }
+            done => done,
+        }
+    }
+
+    /// One step either way: a VHD has a flag of its own for it, what is raw has only our record.
+    fn hide(&self, vdi: VdiUuid, format: DataFormat, record: &VdiRecord) -> Result<(), Failure> {
+        self.carry_out(&Intent::Hide { vdi, format }, || match format {
+            DataFormat::Vhd => {
+                let name = data_name(vdi, format);
+                self.forget(vdi);
+                change::set_hidden(self.store.as_ref(), &name, true)
+            }
+            DataFormat::Raw => {
+                self.write_record(vdi, &VdiRecord { hidden: true, ..record.clone() })?;
+                self.sync_directory()
+            }
+        })
+    }
+
+    /// Removes everything of ours from a store without VDIs: the last thing an SR lives to see.
+    ///
+    /// # Errors
+    /// When there is a VDI that somebody sees, or data that cannot be read; or the store fails.
+    pub fn dismantle(&self) -> Result<(), Failure> {
+        self.ready()?;
+        self.prune(&|_| false)?;
+        let catalogue = self.scan()?;
+        let visible = catalogue.vdis.values().filter(|vdi| !vdi.hidden).count();
+        let broken = catalogue.findings.iter().filter(|f| f.broken.is_some()).count();
+        if visible + broken > 0 {
+            let why = format!("it still has {visible} VDIs, and {broken} that cannot be read");
+            return Err(Failure::new(Kind::NotEmpty, format!("SR {}", self.sr), why));
+        }
+        self.remove_ours().map_err(|error| self.failed("remove what is left of it", &error))
+    }
+
+    fn remove_ours(&self) -> io::Result<()> {
+        use super::names::{Named, SR_RECORD};
+        let entries = self.store.list()?;
+        let ours = |name: &str| !matches!(Named::of(name), Named::Foreign | Named::Sr);
+        for entry in entries.iter().filter(|entry| ours(&entry.name)) {
+            store::remove(self.store.as_ref(), &entry.name)?;
+        }
+        // Last: while it is there, this is an SR.
+        store::remove(self.store.as_ref(), SR_RECORD)?;
+        self.sync_directory()
+    }
+}

@@ -1,0 +1,550 @@
+//! An SR that is attached: what is in it, and the verbs that change it.
+//!
+//! Every verb that takes several steps writes its intent first (I7) and takes the steps in an order
+//! in which any prefix can be finished or undone (crash model, 4.5): data are complete and durable
+//! under a name of their own before they get the one that counts. A verb that fails leaves what was
+//! there. Refuses to decide who may call what at the same time: that is `control`'s; but two calls
+//! that break its rules end with an error of the store, not with a lost disk.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use vhd::{CreateOptions, NewLayout, Plan};
+
+use super::catalogue::{Catalogue, Finding, Raw, Vdi};
+use super::facts::{self, Facts};
+use super::failure::{Failure, Kind};
+use super::fields::FIELDS_MAX_BYTES;
+use super::intent::Intent;
+use super::names::{
+    DataFormat, Named, SR_RECORD, SrUuid, VdiUuid, data_name, intent_name, lease_name, record_name,
+    temporary_name,
+};
+use super::record::{Lease, SrRecord, VdiRecord};
+use super::store::{self, DataPlace, DirOp, Entry, EntryKind, Stamp, Store};
+use crate::engine::units::{ByteLen, SECTOR};
+
+/// Below this age a stamp does not tell whether the file changed again: clocks are coarse.
+const STAMP_AGE: Duration = Duration::from_secs(2);
+/// Files in an SR, ours and others'; more are not listed.
+const ENTRIES_MAX: usize = 1 << 20;
+
+/// A VDI to be made.
+#[derive(Clone, Debug)]
+pub struct NewVdi {
+    /// Its identity.
+    pub vdi: VdiUuid,
+    /// Bytes of the disk: any whole number of sectors.
+    pub size: ByteLen,
+    /// The format of its data.
+    pub format: DataFormat,
+    /// What is known of it.
+    pub record: VdiRecord,
+}
+
+/// A data file for whoever serves a VDI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    /// The VDI whose data it holds.
+    pub vdi: VdiUuid,
+    /// Its format.
+    pub format: DataFormat,
+    /// How it is reached.
+    pub place: DataPlace,
+}
+
+/// An attached SR.
+#[derive(Debug)]
+pub struct Repository {
+    pub(super) sr: SrUuid,
+    pub(super) host: String,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) shared: bool,
+    cache: Mutex<Cache>,
+    /// What failed on its way and on its way back: the next verb settles it first. Held while it
+    /// does, so that no other verb starts on what is half done.
+    stale: Mutex<Vec<Intent>>,
+    /// Whether there is a record of the SR.
+    recorded: AtomicBool,
+}
+
+/// What was read of a file, and when its stamp was what.
+#[derive(Debug)]
+struct Cached<T> {
+    stamp: Stamp,
+    read_ns: i128,
+    value: Result<T, String>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    facts: HashMap<String, Cached<Facts>>,
+    records: HashMap<String, Cached<VdiRecord>>,
+}
+
+impl Repository {
+    /// Attaches to what lies in a store, and finishes or undoes what was left unfinished there.
+    /// `host` is this host's identity; `shared` says that other hosts may use the store now.
+    ///
+    /// # Errors
+    /// When the store holds another SR, or cannot be read or set right.
+    pub fn open(
+        sr: SrUuid,
+        host: &str,
+        store: Arc<dyn Store>,
+        shared: bool,
+    ) -> Result<Self, Failure> {
+        let record = sr_record(store.as_ref())?;
+        if let Some(record) = &record
+            && record.uuid != sr
+        {
+            let why = format!("it holds the SR {}, not {sr}", record.uuid);
+            return Err(Failure::new(Kind::NoSr, store.place(), why));
+        }
+        let (host, cache, stale) = (host.to_owned(), Mutex::default(), Mutex::default());
+        let recorded = AtomicBool::new(record.is_some());
+        let repository = Self { sr, host, store, shared, cache, stale, recorded };
+        repository.recover()?;
+        Ok(repository)
+    }
+
+    /// Its identity.
+    pub const fn uuid(&self) -> SrUuid {
+        self.sr
+    }
+
+    /// Where it lies, for messages.
+    pub fn place(&self) -> String {
+        self.store.place()
+    }
+
+    /// What is known of the SR; `None` when another program made it.
+    ///
+    /// # Errors
+    /// When its record cannot be read.
+    pub fn record(&self) -> Result<Option<SrRecord>, Failure> {
+        sr_record(self.store.as_ref())
+    }
+
+    /// Everything in the SR. What did not change since the last time is not read again.
+    ///
+    /// # Errors
+    /// When the store cannot be listed. What is wrong with single files is among the findings.
+    pub fn scan(&self) -> Result<Catalogue, Failure> {
+        let entries = self.store.list().map_err(|e| self.failed("list it", &e))?;
+        if entries.len() > ENTRIES_MAX {
+            let why = format!("it has {} files, more than {ENTRIES_MAX}", entries.len());
+            return Err(Failure::new(Kind::Invalid, self.place(), why));
+        }
+        let space = self.store.space().map_err(|e| self.failed("measure it", &e))?;
+        let mut sides = Sides::of(&entries);
+        let mut raws = BTreeMap::new();
+        let mut findings = Vec::new();
+        let mut obscure = false;
+        let old = self.take_cache();
+        let mut new = Cache::default();
+        for (vdi, format, kind) in std::mem::take(&mut sides.data) {
+            match self.look(vdi, format, kind, &sides, (&old, &mut new), &mut findings) {
+                Ok(Some(raw)) => drop(raws.insert(vdi, raw)),
+                // It went while we looked.
+                Ok(None) => {}
+                Err(problem) => {
+                    let name = data_name(vdi, format);
+                    findings.push(Finding { name, broken: Some(vdi), problem });
+                    let readable = !matches!(kind, EntryKind::Other(_));
+                    obscure |= readable && format == DataFormat::Vhd;
+                }
+            }
+        }
+        obscure |= !sides.twice.is_empty();
+        for vdi in &sides.twice {
+            raws.remove(vdi);
+            let problem = "there are data of this VDI in two formats".to_owned();
+            findings.push(Finding { name: vdi.to_string(), broken: Some(*vdi), problem });
+        }
+        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(Catalogue::assemble(self.sr, raws, findings, obscure, space))
+    }
+
+    /// A data file and the files of its parents, the VDI's own first.
+    ///
+    /// # Errors
+    /// When there is no such VDI, or its chain is too long.
+    pub fn chain(&self, catalogue: &Catalogue, vdi: VdiUuid) -> Result<Vec<DataFile>, Failure> {
+        catalogue.visible(vdi)?;
+        let file = |link: &Vdi| DataFile {
+            vdi: link.uuid,
+            format: link.format,
+            place: self.store.data_place(&link.data_name()),
+        };
+        Ok(catalogue.chain(vdi)?.into_iter().map(file).collect())
+    }
+
+    /// Makes an empty VDI.
+    ///
+    /// # Errors
+    /// When the identity is taken, the size impossible, or the store fails; nothing is left then.
+    pub fn create(&self, new: &NewVdi) -> Result<(), Failure> {
+        self.ready()?;
+        new.record.check()?;
+        self.check_free(&self.scan()?, new.vdi)?;
+        let plan = self.plan(new)?;
+        self.make(new.vdi, new.format, &plan, &new.record)
+    }
+
+    /// Changes what is known of a VDI.
+    ///
+    /// # Errors
+    /// When there is none, or the store fails; the old record stays then.
+    pub fn describe(
+        &self,
+        vdi: VdiUuid,
+        change: impl FnOnce(&mut VdiRecord),
+    ) -> Result<(), Failure> {
+        self.ready()?;
+        let mut record = self.scan()?.visible(vdi)?.record.clone();
+        change(&mut record);
+        record.check()?;
+        self.write_record(vdi, &record)
+            .and_then(|()| self.sync_directory())
+            .map_err(|e| self.failed("write its record", &e))
+    }
+
+    /// Makes a data file and its record: both appear, or none.
+    pub(super) fn make(
+        &self,
+        vdi: VdiUuid,
+        format: DataFormat,
+        plan: &Plan,
+        record: &VdiRecord,
+    ) -> Result<(), Failure> {
+        let intent = Intent::Create { vdi, format };
+        self.carry_out(&intent, || {
+            let name = data_name(vdi, format);
+            let draft = self.temporary(&name);
+            self.draft_image(&name, plan)?;
+            self.draft_record(vdi, record)?;
+            self.sync_drafts(&[&name, &record_name(vdi)])?;
+            self.place_record(vdi)?;
+            self.store.apply(DirOp::Rename { from: &draft, to: &name, replace: false })?;
+            // Taken back here: only here it is certain that the file of that name is ours.
+            self.sync_directory().inspect_err(|_| {
+                let _kept_at_worst = store::remove(self.store.as_ref(), &name);
+            })
+        })
+    }
+
+    fn plan(&self, new: &NewVdi) -> Result<Plan, Failure> {
+        const MOST: u64 = i64::MAX as u64 / SECTOR * SECTOR;
+        let refused = |why: String| Failure::new(Kind::Invalid, format!("VDI {}", new.vdi), why);
+        let size = vhd::ByteLen::new(new.size.get());
+        if new.format == DataFormat::Raw {
+            if size.get() == 0 || !size.get().is_multiple_of(SECTOR) || size.get() > MOST {
+                return Err(refused(format!(
+                    "a raw disk has a multiple of 512 bytes, up to {MOST}, not {size}"
+                )));
+            }
+            return Ok(Plan { pieces: Vec::new(), file_len: size });
+        }
+        let layout = NewLayout::Dynamic { block_bytes: vhd::create::DEFAULT_BLOCK_BYTES };
+        let uuid = VdiUuid::random().bytes();
+        let timestamp = vhd_now();
+        vhd::create(&CreateOptions { size, layout, uuid, timestamp })
+            .map_err(|error| refused(error.to_string()))
+    }
+
+    /// Refuses an identity that is taken.
+    pub(super) fn check_free(&self, catalogue: &Catalogue, vdi: VdiUuid) -> Result<(), Failure> {
+        if catalogue.is_free(vdi) {
+            return Ok(());
+        }
+        let why = match catalogue.any(vdi) {
+            Some(found) if found.hidden => "its identity belongs to a deleted VDI whose children \
+                                            still need its data"
+                .to_owned(),
+            _ => format!("there is a VDI {vdi} already"),
+        };
+        Err(Failure::new(Kind::VdiExists, format!("SR {}", self.sr), why))
+    }
+
+    /// Makes sure that nothing is left half done by verbs that have ended. Those that run now are
+    /// none of its business.
+    ///
+    /// # Errors
+    /// When that cannot be set right.
+    pub(super) fn ready(&self) -> Result<(), Failure> {
+        let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(intent) = stale.last() {
+            self.settle(intent)
+                .and_then(|()| self.end(intent))
+                .map_err(|error| self.failed("settle what failed before", &error))?;
+            stale.pop();
+        }
+        Ok(())
+    }
+
+    fn note_stale(&self, intent: &Intent) {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner).push(intent.clone());
+    }
+
+    /// Leaves our record in an SR that another program made, once we change it: emptied, it could
+    /// not be told from any directory.
+    fn adopt(&self) {
+        if self.recorded.load(Ordering::Relaxed) {
+            return;
+        }
+        let record = SrRecord {
+            uuid: self.sr,
+            driver: String::new(),
+            label: String::new(),
+            description: String::new(),
+            made_directory: false,
+            created: None,
+        };
+        let draft = self.temporary(SR_RECORD);
+        let written = store::replace(self.store.as_ref(), SR_RECORD, &draft, &record.to_bytes());
+        // Without room for it the verb may still succeed, and the next one tries again.
+        self.recorded.store(written.is_ok(), Ordering::Relaxed);
+    }
+
+    /// Writes the intent, takes the steps, drops the intent; what fails is undone.
+    pub(super) fn carry_out(
+        &self,
+        intent: &Intent,
+        steps: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        self.adopt();
+        let done = self.begin(intent).and_then(|()| steps());
+        let subject = intent.subject();
+        let Err(error) = done else {
+            self.forget(subject);
+            // Its effects are durable; if it stays, the next recovery finds them so.
+            if store::remove(self.store.as_ref(), &intent_name(subject)).is_err() {
+                self.note_stale(intent);
+            }
+            return Ok(());
+        };
+        if let Err(second) = self.undo(intent) {
+            tracing::warn!(sr = %self.sr, vdi = %subject, verb = intent.verb(), error = %second,
+                "could not undo what failed; it will be settled before the next operation");
+            self.note_stale(intent);
+        }
+        self.forget(subject);
+        Err(self.failed("change it", &error))
+    }
+
+    /// I7: durable before the first effect.
+    fn begin(&self, intent: &Intent) -> io::Result<()> {
+        let name = intent_name(intent.subject());
+        let bytes = intent.to_bytes(&self.host);
+        store::replace(self.store.as_ref(), &name, &self.temporary(&name), &bytes)?;
+        self.sync_directory()
+    }
+
+    pub(super) fn write_record(&self, vdi: VdiUuid, record: &VdiRecord) -> io::Result<()> {
+        let name = record_name(vdi);
+        self.forget(vdi);
+        store::replace(self.store.as_ref(), &name, &self.temporary(&name), &record.to_bytes())
+    }
+
+    pub(super) fn sync_directory(&self) -> io::Result<()> {
+        self.store.apply(DirOp::SyncDirectory)
+    }
+
+    pub(super) fn temporary(&self, name: &str) -> String {
+        temporary_name(name, &self.host)
+    }
+
+    /// A failure of the store.
+    pub(super) fn failed(&self, doing: &str, error: &io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            let why = "a file of that name appeared meanwhile";
+            return Failure::new(Kind::VdiExists, self.place(), why);
+        }
+        Failure::io(format!("SR {} in {}", self.sr, self.place()), doing, error)
+    }
+
+    /// Drops what was read of a VDI that we changed: stamps are too coarse to tell.
+    pub(super) fn forget(&self, vdi: VdiUuid) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        for format in [DataFormat::Vhd, DataFormat::Raw] {
+            cache.facts.remove(&data_name(vdi, format));
+        }
+        cache.records.remove(&record_name(vdi));
+    }
+
+    fn take_cache(&self) -> Cache {
+        std::mem::take(&mut *self.cache.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks at one data file and what lies beside it. `None`: it is not there any more.
+    fn look(
+        &self,
+        vdi: VdiUuid,
+        format: DataFormat,
+        kind: EntryKind,
+        sides: &Sides,
+        (old, new): (&Cache, &mut Cache),
+        findings: &mut Vec<Finding>,
+    ) -> Result<Option<Raw>, String> {
+        if let EntryKind::Other(words) = kind {
+            return Err(format!("it is {words}; data are regular files"));
+        }
+        let name = data_name(vdi, format);
+        let stamp = match self.store.stamp(&name) {
+            Ok(stamp) => stamp,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(format!("cannot look at it: {error}")),
+        };
+        let read =
+            || facts::read(self.store.as_ref(), &name, format, &stamp).map_err(|e| e.to_string());
+        let facts = cached(&old.facts, &mut new.facts, &name, stamp, read)?;
+        let mut note = |name: String, problem: String| {
+            findings.push(Finding { name, broken: None, problem });
+        };
+        let mut record = VdiRecord::default();
+        if sides.records.contains(&vdi) {
+            let name = record_name(vdi);
+            match self.record_of(&name, &old.records, &mut new.records) {
+                Ok(found) => record = found,
+                Err(problem) => note(name, problem),
+            }
+        }
+        let mut lease = None;
+        if sides.leases.contains(&vdi) {
+            match self.lease(vdi) {
+                Ok(found) => lease = found,
+                Err(failure) => note(lease_name(vdi), failure.why),
+            }
+        }
+        Ok(Some(Raw { format, facts, utilisation: stamp.allocated, record, lease }))
+    }
+
+    fn record_of(
+        &self,
+        name: &str,
+        old: &HashMap<String, Cached<VdiRecord>>,
+        new: &mut HashMap<String, Cached<VdiRecord>>,
+    ) -> Result<VdiRecord, String> {
+        let stamp = match self.store.stamp(name) {
+            Ok(stamp) => stamp,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(VdiRecord::default());
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        let read = || {
+            let bytes = store::read_small(self.store.as_ref(), name, FIELDS_MAX_BYTES)
+                .map_err(|error| error.to_string())?;
+            VdiRecord::from_bytes(&bytes).map_err(|error| error.to_string())
+        };
+        cached(old, new, name, stamp, read)
+    }
+
+    /// The lock of a VDI, whoever holds it.
+    ///
+    /// # Errors
+    /// When there is one that cannot be read.
+    pub fn lease(&self, vdi: VdiUuid) -> Result<Option<Lease>, Failure> {
+        let name = lease_name(vdi);
+        let bytes = match store::read_small(self.store.as_ref(), &name, FIELDS_MAX_BYTES) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(Failure::new(Kind::Locked, format!("VDI {vdi}"), error));
+            }
+        };
+        let lease = Lease::from_bytes(&bytes).map_err(|error| {
+            let why = format!("its lock {name} cannot be read: {error}");
+            Failure::new(Kind::Locked, format!("VDI {vdi}"), why)
+        })?;
+        Ok(Some(lease))
+    }
+}
+
+/// What lies in a store, by what it is.
+#[derive(Default)]
+struct Sides {
+    data: Vec<(VdiUuid, DataFormat, EntryKind)>,
+    twice: BTreeSet<VdiUuid>,
+    records: BTreeSet<VdiUuid>,
+    leases: BTreeSet<VdiUuid>,
+}
+
+impl Sides {
+    fn of(entries: &[Entry]) -> Self {
+        let mut sides = Self::default();
+        let mut seen = BTreeSet::new();
+        for entry in entries {
+            match Named::of(&entry.name) {
+                Named::Data(vdi, format) => {
+                    if !seen.insert(vdi) {
+                        sides.twice.insert(vdi);
+                    }
+                    sides.data.push((vdi, format, entry.kind));
+                }
+                Named::Record(vdi) => drop(sides.records.insert(vdi)),
+                Named::Lease(vdi) => drop(sides.leases.insert(vdi)),
+                Named::Intent(_) | Named::Sr | Named::Temporary | Named::Foreign => {}
+            }
+        }
+        sides
+    }
+}
+
+/// The SR record in a store.
+pub(super) fn sr_record(store: &dyn Store) -> Result<Option<SrRecord>, Failure> {
+    let bytes = match store::read_small(store, SR_RECORD, FIELDS_MAX_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Failure::io(store.place(), "read its record", &error)),
+    };
+    SrRecord::from_bytes(&bytes).map(Some).map_err(|error| {
+        let why = format!("its record {SR_RECORD} cannot be read: {error}");
+        Failure::new(Kind::Corrupt, store.place(), why)
+            .advise("restore the record, or remove it to attach the SR without its label")
+    })
+}
+
+/// What was read before, if the file is still the same and was not too young to tell.
+fn cached<T: Clone>(
+    old: &HashMap<String, Cached<T>>,
+    new: &mut HashMap<String, Cached<T>>,
+    name: &str,
+    stamp: Stamp,
+    read: impl FnOnce() -> Result<T, String>,
+) -> Result<T, String> {
+    let same = |known: &&Cached<T>| {
+        let key = |stamp: &Stamp| (stamp.file, stamp.len, stamp.modified_ns);
+        let age = known.read_ns - known.stamp.modified_ns;
+        key(&known.stamp) == key(&stamp)
+            && age > i128::try_from(STAMP_AGE.as_nanos()).unwrap_or(i128::MAX)
+    };
+    let (value, read_ns) = match old.get(name).filter(same) {
+        Some(known) => (known.value.clone(), known.read_ns),
+        None => {
+            let read_ns = since_epoch().as_nanos();
+            (read(), i128::try_from(read_ns).unwrap_or(i128::MAX))
+        }
+    };
+    new.insert(name.to_owned(), Cached { stamp, read_ns, value: value.clone() });
+    value
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Seconds since 1970.
+pub(super) fn unix_now() -> u64 {
+    since_epoch().as_secs()
+}
+
+/// Seconds as VHD counts them: since 2000-01-01 00:00 UTC, in 32 bits.
+pub(super) fn vhd_now() -> u32 {
+    const VHD_EPOCH: u64 = 946_684_800;
+    u32::try_from(unix_now().saturating_sub(VHD_EPOCH)).unwrap_or(0)
+}
