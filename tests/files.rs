@@ -154,6 +154,47 @@ fn many_questions_at_once_are_all_answered_within_the_memory_there_is() {
 }
 
 #[test]
+fn a_question_without_bytes_never_waits_for_room() {
+    let rig = Rig::new();
+    let disk = rig.disk("disk", 4 * MIB);
+    let (files, _) = shown(&rig, disk, (0, 4 * MIB));
+    let ((enters, entered), (leave, may_leave)) = (channel(), channel::<()>());
+    let mailbox = rig.mailbox.clone();
+    // Keeps the shard's thread busy, so that nobody empties the queue.
+    let busy = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let attached = mailbox.attach(Box::new(move |_| {
+            enters.send(()).unwrap();
+            may_leave.recv_timeout(PATIENCE).unwrap();
+            Err(std::io::Error::other("no disk"))
+        }));
+        runtime.block_on(attached).unwrap_err();
+    });
+    entered.recv_timeout(PATIENCE).unwrap();
+    let piece = vec![7; MIB as usize];
+    let writes: Vec<Heard<()>> = (0..33)
+        .map(|_| {
+            let (reply, heard) = replying();
+            files.write(DISK, Offset(0), &piece, false, reply);
+            heard
+        })
+        .collect();
+    // The queue is full; a search goes on from the shard's own thread.
+    let (asks, asked) = channel();
+    let search = Arc::clone(&files);
+    std::thread::spawn(move || {
+        let (reply, heard) = replying();
+        search.map(DISK, range(0, 4 * MIB), reply);
+        asks.send(heard).unwrap();
+    });
+    let map = asked.recv_timeout(PATIENCE).expect("it does not wait for room");
+    leave.send(()).unwrap();
+    busy.join().unwrap();
+    writes.iter().for_each(|write| heard(write).unwrap());
+    assert_eq!(heard(&map).unwrap()[0].kind, RunKind::Data);
+}
+
+#[test]
 fn questions_to_a_disk_that_went_hear_so() {
     let rig = Rig::new();
     let disk = rig.disk("disk", MIB);

@@ -130,6 +130,33 @@ def at_once(doors, rounds):
     return looks
 
 
+def side_by_side(doors, rounds):
+    """A program goes on changing a page by its mapping while its other bytes are written over NBD:
+    what was answered stays."""
+    handle, stop = doors.connect(), threading.Event()
+
+    def store():
+        number = 0
+        while not stop.is_set():
+            number = (number + 1) % 256
+            doors.map[2048] = number
+
+    storer = threading.Thread(target=store)
+    storer.start()
+    try:
+        for number in range(1, rounds + 1):
+            data = STAMP.pack(number, number) * (512 // STAMP.size)
+            handle.pwrite(data, 0)
+            found = handle.pread(512, 0)
+            if found != data:
+                sys.exit(f"write {number} was answered, and then there was "
+                         f"{STAMP.unpack_from(found)[1]}")
+    finally:
+        stop.set()
+        storer.join()
+    handle.shutdown()
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("orlop", "image", "place"):
@@ -145,6 +172,7 @@ def main():
         doors = Doors(options)
         print(in_turns(doors, random.Random(options.seed), options.turns))
         print("looks while others wrote:", at_once(doors, options.rounds))
+        side_by_side(doors, options.rounds * 2)
         doors.close()
     finally:
         if doors and doors.mount.process.poll() is None:

@@ -3,16 +3,17 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use orlop::engine::units::{ByteLen, DiskOffset, Extent};
+use orlop::host::memory::ArenaSize;
 use orlop::meter::Meter;
 use orlop::shard::{DiskTag, ExportKey, Watch};
 use orlop::transport::files::{About, FileDisk, Files};
-use orlop_fuse::{DiskId, Errno, Fact, Text};
+use orlop_fuse::{DiskId, Errno, Fact, Offset, Port, Reply, Text};
 
-use crate::rig::{MIB, Rig, Setup};
+use crate::rig::{MIB, Rig, Setup, command, request};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -73,6 +74,67 @@ fn watched(rig: &Rig, tag: DiskTag) -> Kept {
     };
     files.open(DiskId(1), disk).unwrap();
     Kept { files, keeper, asked, leave }
+}
+
+/// Gives a copy up as the kernel does: what was changed is written first, through the mount.
+#[derive(Default)]
+struct Launderer {
+    files: OnceLock<Arc<Files>>,
+    failed: AtomicBool,
+}
+
+impl Watch for Launderer {
+    fn has_copies(&self) -> bool {
+        true
+    }
+
+    fn give_up(&self, _: Extent) {
+        let (sender, answered) = channel();
+        let reply = Reply::new(move |result| {
+            let _ = sender.send(result);
+        });
+        let files = self.files.get().unwrap();
+        files.write(DiskId(1), Offset(0), &[3; 4096], false, reply);
+        let home = answered.recv_timeout(PATIENCE).is_ok_and(|answer| answer.is_ok());
+        self.failed.fetch_or(!home, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn copies_come_home_although_those_who_wait_for_them_hold_all_memory() {
+    let memory = ArenaSize { registered_bytes: 4 << 20, large_bytes: 64 << 20 };
+    let rig = Rig::with(memory, Duration::from_secs(10));
+    let disk = rig.disk("disk", 8 * MIB);
+    let (files, launderer) = (Files::new(), Arc::new(Launderer::default()));
+    launderer.files.set(Arc::clone(&files)).ok().unwrap();
+    let shown = FileDisk {
+        mailbox: rig.mailbox.clone(),
+        tag: disk,
+        export: ExportKey(9),
+        window: Extent::new(DiskOffset::new(0), ByteLen::new(8 * MIB)),
+        about: Arc::new(Silent),
+        passing: None,
+        watch: Some(Arc::clone(&launderer) as Arc<dyn Watch>),
+        meter: Arc::new(Meter::new()),
+    };
+    files.open(DiskId(1), shown).unwrap();
+    // More than there is, in pieces that may lie in any region.
+    let writers: Vec<_> = [(256 << 10, 256); 4]
+        .map(|(len, count)| {
+            let mut peer = rig.connect(disk, Setup::of(8 * MIB));
+            let (payload, head) = (vec![9; len as usize], request(command::WRITE, 5, MIB, len));
+            let mut sender = peer.try_clone();
+            std::thread::spawn(move || {
+                for _ in 0..count {
+                    sender.send(&head);
+                    sender.send(&payload);
+                }
+            });
+            std::thread::spawn(move || (0..count).for_each(|_| drop(peer.reply(5, 0).unwrap())))
+        })
+        .into();
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    assert!(!launderer.failed.load(Ordering::SeqCst));
 }
 
 fn extent(at: u64, len: u64) -> Extent {

@@ -77,8 +77,11 @@ impl Rig {
     }
 
     pub(crate) fn with_drain_limit(limit: Duration) -> Self {
-        let (mailbox, _, thread) =
-            orlop::shard::spawn_within(Aio::Threads, ArenaSize::default(), limit).unwrap();
+        Self::with(ArenaSize::default(), limit)
+    }
+
+    pub(crate) fn with(memory: ArenaSize, limit: Duration) -> Self {
+        let (mailbox, _, thread) = orlop::shard::spawn_within(Aio::Threads, memory, limit).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let folder = TempDir::new().unwrap();
         Self { mailbox, thread: Some(thread), runtime, folder }
@@ -203,6 +206,11 @@ pub(crate) fn flagged(flags: u16, command: u16, cookie: u64, offset: u64, len: u
 }
 
 impl Peer {
+    /// The same connection, for another thread.
+    pub(crate) fn try_clone(&self) -> Self {
+        Self { stream: self.stream.try_clone().unwrap() }
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
