@@ -142,6 +142,7 @@ const ROOMS: [Room; 19] = [
             "server",
             "shard",
             "transport::files",
+            "transport::fuse_ring",
         ],
         crates: &["orlop_fuse", "rustix", "serde_json", "tokio", "tracing", "uuid", "vhd"],
         acts: true,
