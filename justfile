@@ -58,6 +58,15 @@ bench-abuse *ARGS:
     cargo build --release
     ORLOP=target/release/orlop benches/abuse.py {{ARGS}}
 
+# Mounted images against bare files, loop devices and other mounts; options as in benches/mounts.py
+bench-mounts *ARGS:
+    cargo build --release
+    benches/mounts.py --orlop target/release/orlop {{ARGS}}
+
+# A million random operations on mounted disks, with kills between
+fsx OPERATIONS="340000" LIVES="40":
+    ORLOP_FSX_OPERATIONS={{OPERATIONS}} ORLOP_FSX_LIVES={{LIVES}} cargo test --release --test mounted_disks random_operations -- --nocapture --test-threads=1
+
 # Micro-benchmarks of looking up and of committing
 bench:
     cargo bench --bench resolve
