@@ -9,6 +9,7 @@
 //! Refuses to serve more than one disk, and to speak to a terminal.
 
 mod about;
+mod ask;
 mod busy;
 mod ending;
 mod failure;

@@ -135,7 +135,7 @@ impl Standing {
         if end == End::Unmounted {
             return Ok(());
         }
-        let flushed = self.flush();
+        let mut flushed = self.flush();
         let until = Instant::now() + PATIENCE;
         let mut said = false;
         while let Err(who) = self.try_down() {
@@ -143,13 +143,24 @@ impl Standing {
                 tracing::warn!("in use by {who}; they have {} seconds", PATIENCE.as_secs());
                 said = true;
             }
-            if Instant::now() >= until || hurry.load(Ordering::Relaxed) {
+            let patient = Instant::now() < until && !hurry.load(Ordering::Relaxed);
+            // They have written all the while, and what fails as it is unmounted is told to nobody.
+            if !patient || !self.has_users() {
+                flushed = flushed.and(self.flush());
+            }
+            if !patient {
                 self.force_down();
                 break;
             }
             std::thread::sleep(TRY_EVERY);
         }
         flushed.map_err(|error| MountFailure::NotDurable(error.to_string()))
+    }
+
+    /// Whether somebody can be seen to use the file system inside.
+    fn has_users(&self) -> bool {
+        let at = self.inside.as_ref().and_then(Inside::file_system);
+        at.is_none_or(|at| !busy::process_users(at).is_empty())
     }
 
     /// Makes durable what was written so far, mapped pages and the file system inside included.

@@ -143,7 +143,7 @@ impl Place {
     }
 
     /// Loop devices over files below the folder.
-    fn loops(&self) -> Vec<String> {
+    pub fn loops(&self) -> Vec<String> {
         let listed = run("losetup", &["--list", "--noheadings", "--output", "NAME,BACK-FILE"]);
         let ours = listed.lines().filter(|line| line.contains(text(self.folder.path())));
         ours.filter_map(|line| line.split_whitespace().next()).map(Into::into).collect()
