@@ -66,6 +66,16 @@ pub enum MountFailure {
         /// Why not.
         error: ToolError,
     },
+    /// The file system inside cannot go there.
+    #[error("--mount-fs {}: {why}", at.display())]
+    InsidePlace {
+        /// The place.
+        at: PathBuf,
+        /// Why not.
+        why: String,
+        /// Whether there is nothing at that place.
+        absent: bool,
+    },
     /// Which file system is meant is not clear.
     #[error("--mount-fs: {0}")]
     WhichFileSystem(String),

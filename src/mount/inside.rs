@@ -48,7 +48,8 @@ pub enum InsideError {
 }
 
 impl Inside {
-    /// Makes a loop device over `file` of a mount and, if asked for, mounts the file system in it.
+    /// Makes a loop device over `file` of a mount and, if asked for, mounts the file system in it
+    /// at a place, with options for mount(8) besides.
     ///
     /// # Errors
     /// The step that failed; those before it are undone.
@@ -56,15 +57,17 @@ impl Inside {
         mount: &Path,
         file: &str,
         read_only: bool,
-        file_system: Option<&Path>,
+        file_system: Option<(&Path, &str)>,
     ) -> Result<Self, ToolError> {
         let node = loops::attach(&mount.join(file), read_only)?;
         let mount = mount.to_owned();
         let mut made = Self { mount, node: Some(node.clone()), file_system: None };
-        if let Some(at) = file_system {
+        if let Some((at, more)) = file_system {
             // Programs and devices of a foreign disk are no business of this system.
-            let options = if read_only { "ro,nosuid,nodev" } else { "rw,nosuid,nodev" };
-            let words = ["-o", options, "--"].map(OsStr::new);
+            let mode = if read_only { "ro" } else { "rw" };
+            let options = [mode, more, "nosuid,nodev"].into_iter().filter(|word| !word.is_empty());
+            let options = options.collect::<Vec<_>>().join(",");
+            let words = ["-o", &options, "--"].map(OsStr::new);
             tool::run("mount", &[&words[..], &[node.as_os_str(), at.as_os_str()]].concat())?;
             made.file_system = Some(at.to_owned());
         }

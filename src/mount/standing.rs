@@ -38,6 +38,7 @@ pub(super) struct Plan {
     pub(super) mapped: Arc<Mapped>,
     pub(super) loop_device: bool,
     pub(super) file_system: Option<PathBuf>,
+    pub(super) file_system_options: Vec<String>,
 }
 
 /// A mount, and what lies on it. Dropped, all of it is undone in reverse.
@@ -49,19 +50,22 @@ pub(super) struct Standing {
 
 /// Makes the mount, sees that it answers, and makes what is to lie on it.
 pub(super) fn stand(plan: Plan) -> Result<Standing, MountFailure> {
-    let Plan { at, options, disk, port, mapped, loop_device, file_system } = plan;
+    let Plan { at, options, disk, port, mapped, loop_device, file_system, .. } = &plan;
     let over = file_system.as_ref().map(|_| file_with(&disk.windows)).transpose()?;
-    let mounted = orlop_fuse::mount(port, &at, &options, std::slice::from_ref(&disk))?;
+    let disks = std::slice::from_ref(disk);
+    let mounted = orlop_fuse::mount(Arc::clone(port), at, options, disks)?;
     let at = mounted.at().to_owned();
     let mut files = vec!["disk".to_owned()];
     files.extend(disk.windows.iter().map(|window| format!("p{}", window.number)));
     let mut standing = Standing { inside: None, mounted: Arc::new(mounted), files };
     mapped.are_of(&standing.mounted);
     see_that_it_answers(&at)?;
-    if loop_device || file_system.is_some() {
+    if *loop_device || file_system.is_some() {
         let step = if file_system.is_some() { "--mount-fs" } else { "--loop" };
         let file = over.as_deref().unwrap_or("disk");
-        let made = Inside::make(&at, file, disk.read_only, file_system.as_deref());
+        let more = plan.file_system_options.join(",");
+        let file_system = file_system.as_deref().map(|at| (at, &*more));
+        let made = Inside::make(&at, file, disk.read_only, file_system);
         standing.inside = Some(made.map_err(|error| MountFailure::Inside { step, error })?);
     }
     Ok(standing)

@@ -195,7 +195,6 @@ fn what_the_disk_cannot_take_is_told_before_anything_is_undone() {
     let told = said.contains("cannot be made durable") && said.contains("it stays mounted");
     assert!(told && said.contains(&place.name("fs")), "{said}");
     assert!(place.path("fs/large").exists() && place.info()["loop_device"].is_string());
-    fs::remove_file(place.path("fs/large")).unwrap();
     let _ = place.try_umount(&["--lazy"]);
     place.until("its server ends", || place.loops().is_empty() && !place.path("m/status").exists());
     run("umount", &[&place.name("small")]);
@@ -209,7 +208,8 @@ fn a_file_of_the_same_path_elsewhere_is_left_alone() {
         return;
     }
     // Beneath the mount point, with the path that the mount's file will have.
-    let hidden = place.image("m/disk", 16);
+    let hidden = place.disk();
+    fs::rename(place.image("hidden.raw", 16), &hidden).unwrap();
     run("mkfs.ext4", &["-q", "-F", text(&hidden)]);
     let node = run("losetup", &["--find", "--show", text(&hidden)]).trim().to_owned();
     run("mount", &[&node, &place.name("fs")]);
