@@ -64,9 +64,7 @@ fn failure(error: LeaveFailure) -> Failure {
         LeaveFailure::Flush { .. } => {
             (Exit::Failed, "not-durable", "see 'status' in the mount; free space and try again")
         }
-        LeaveFailure::Silent { .. } => {
-            (Exit::Unreachable, "silent", "")
-        }
+        LeaveFailure::Silent { .. } => (Exit::Unreachable, "silent", ""),
         LeaveFailure::Denied(_) => (Exit::Failed, "not-permitted", "ask that user, or root"),
         LeaveFailure::Lingering { .. } => (Exit::Failed, "lingering", "see what it waits for"),
         LeaveFailure::Inside(_) | LeaveFailure::Loop(_) | LeaveFailure::Fuse(_) => {

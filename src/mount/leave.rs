@@ -127,9 +127,9 @@ fn not_mounted(at: PathBuf) -> LeaveFailure {
 fn own_file_system(info: &Value, devices: &[LoopDevice]) -> Option<PathBuf> {
     let (node, said) = (info["loop_device"].as_str()?, info["file_system"].as_str()?);
     let device = devices.iter().find(|device| device.node() == Path::new(node))?;
-    let held = orlop_fuse::mounts().into_iter().rfind(|mount| {
-        device.holds(mount) && mount.point.to_string_lossy() == said
-    });
+    let held = orlop_fuse::mounts()
+        .into_iter()
+        .rfind(|mount| device.holds(mount) && mount.point.to_string_lossy() == said);
     held.map(|mount| mount.point)
 }
 

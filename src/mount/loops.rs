@@ -96,7 +96,10 @@ fn of(mount: &Mount, is_dead: bool) -> Vec<LoopDevice> {
         Ok(None) => is_dead,
         Err(error) => {
             let node = device.node();
-            tracing::warn!("{} is let be: whose file it is over is not known: {error}", node.display());
+            tracing::warn!(
+                "{} is let be: whose file it is over is not known: {error}",
+                node.display()
+            );
             false
         }
     });

@@ -75,9 +75,8 @@ pub fn run(
 
 /// Where the file system inside goes, without links: so the kernel will name it.
 fn place_inside(at: &Path, wanted: &Path) -> Result<PathBuf, MountFailure> {
-    let wrong = |why: String, absent| {
-        Err(MountFailure::InsidePlace { at: wanted.to_owned(), why, absent })
-    };
+    let wrong =
+        |why: String, absent| Err(MountFailure::InsidePlace { at: wanted.to_owned(), why, absent });
     let place = match std::fs::canonicalize(wanted) {
         Ok(place) => place,
         Err(error) => return wrong(error.to_string(), error.kind() == io::ErrorKind::NotFound),

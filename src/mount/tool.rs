@@ -112,8 +112,9 @@ pub(super) fn run_for(
         return out.map(|out| out.trim().to_owned()).map_err(failed);
     }
     // It says less than a pipe holds, so it has not had to wait.
-    let mut said = String::new();
-    let _unreadable = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut said));
+    let mut said = Vec::new();
+    let _unreadable = child.stderr.take().map(|mut pipe| pipe.read_to_end(&mut said));
+    let said = String::from_utf8_lossy(&said);
     let said = said.trim().replace('\n', "; ");
     Err(ToolError::Failed {
         program,
@@ -125,10 +126,10 @@ pub(super) fn run_for(
 fn read_along(pipe: Option<ChildStdout>) -> Receiver<io::Result<String>> {
     let (whole, is_there) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut out = String::new();
-        let read = pipe.map_or(Ok(0), |pipe| pipe.take(OUTPUT_MAX).read_to_string(&mut out));
-        // Nobody listens where the program failed.
-        let _ = whole.send(read.map(|_| out));
+        let mut out = Vec::new();
+        let read = pipe.map_or(Ok(0), |pipe| pipe.take(OUTPUT_MAX).read_to_end(&mut out));
+        // Nobody listens where the program failed. A path in it may be no text.
+        let _ = whole.send(read.map(|_| String::from_utf8_lossy(&out).into_owned()));
     });
     is_there
 }

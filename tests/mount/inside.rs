@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
@@ -167,13 +168,15 @@ fn a_server_that_must_end_leaves_a_busy_file_system_behind_only_until_its_last_u
     place.signal(Signal::TERM);
     let me = format!("(pid {})", std::process::id());
     place.until("the users are named", || place.log().contains(&me));
+    (&file).write_all(b"late").unwrap();
     place.signal(Signal::TERM);
     assert!(server.wait().unwrap().success(), "{}", place.log());
     drop(file);
     place.nothing_is_left();
-    // What was there before the signal was made durable.
+    // What was there when its users lost it was made durable.
     place.mount("disk.raw", &["--mount-fs", &place.name("fs")]);
     assert_eq!(fs::read_to_string(place.path("fs/kept")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(place.path("fs/open")).unwrap(), "late");
     place.umount();
     place.nothing_is_left();
 }
@@ -342,5 +345,23 @@ fn a_path_that_is_no_text_is_unmounted_like_any_other() {
     let options = [word("--mount-fs"), inner.as_os_str()];
     orlop(&[&[word("mount"), image.as_os_str(), at.as_os_str()], &options[..]].concat());
     orlop(&[word("umount"), at.as_os_str()]);
+    place.nothing_is_left();
+}
+
+#[test]
+fn what_fstab_says_is_said_of_the_file_system_inside_too() {
+    let Some(place) = Place::new() else { return };
+    if !have(&["mkfs.ext4"]) {
+        return;
+    }
+    with_ext4(&place);
+    let words = format!("noexec,sync,noatime,suid,dev,mount_fs={}", place.name("fs"));
+    place.mount("disk.raw", &["-o", &words]);
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(&place.name("fs"))).unwrap();
+    for word in ["noexec", "nosuid", "nodev", "noatime", "sync"] {
+        assert!(line.split([',', ' ']).any(|said| said == word), "{word}: {line}");
+    }
+    place.umount();
     place.nothing_is_left();
 }

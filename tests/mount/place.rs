@@ -137,7 +137,8 @@ impl Place {
 
     /// Mount points below the folder.
     fn mounts(&self) -> Vec<String> {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let table = fs::read("/proc/self/mountinfo").unwrap();
+        let table = String::from_utf8_lossy(&table);
         let points = table.lines().filter_map(|line| line.split(' ').nth(4));
         points.filter(|at| Path::new(at).starts_with(self.folder.path())).map(Into::into).collect()
     }

@@ -165,11 +165,8 @@ fn complete(options: &MountOptions) -> Result<MountOptions, Failure> {
         return Err(Failure::usage("an overlay is there to be written, and ro forbids it", hint));
     }
     let paths = [&mut all.image, &mut all.dir].into_iter();
-    let overlay = if all.overlay.as_deref() == Some(Path::new("tmp")) {
-        &mut None
-    } else {
-        &mut all.overlay
-    };
+    let overlay =
+        if all.overlay.as_deref() == Some(Path::new("tmp")) { &mut None } else { &mut all.overlay };
     let maybe = [&mut all.nbd, &mut all.mount_fs, &mut all.log, overlay];
     for path in paths.chain(maybe.into_iter().filter_map(Option::as_mut)) {
         *path = std::path::absolute(&*path).map_err(|error| {
