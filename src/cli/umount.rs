@@ -13,8 +13,8 @@ use crate::mount::{InsideError, LeaveFailure, Left, leave};
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "What is done, in this order: the file system that --mount-fs mounted is \
     flushed and unmounted, loop devices over the mount's files are let go, everything is made \
-    durable, the mount is taken away, and its server has committed and ended when the command returns. A mount \
-    whose server is dead is cleared away.")]
+    durable, the mount is taken away, and its server has committed and ended when the command \
+    returns. A mount whose server is dead is cleared away.")]
 pub(super) struct UmountOptions {
     /// The mount point
     dir: PathBuf,

@@ -144,7 +144,7 @@ pub enum LeaveFailure {
         done: &'static str,
     },
     /// It is another user's.
-    #[error("{}: another user has mounted it; only that user and root may unmount it", .0.display())]
+    #[error("{}: another user has mounted it; only that one and root may unmount it", .0.display())]
     Denied(PathBuf),
     /// The file system inside.
     #[error(transparent)]

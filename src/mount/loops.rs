@@ -1,8 +1,8 @@
 //! Loop devices over files of a mount: made, found and let go.
 //!
 //! What there is, is asked of the kernel each time and remembered nowhere, so nothing can be out of
-//! date after a crash. A path alone proves nothing: a file beneath the mount point, or one of another
-//! mount namespace, has the same. Refuses to touch devices over any other file.
+//! date after a crash. A path alone proves nothing: a file beneath the mount point, or one of
+//! another mount namespace, has the same. Refuses to touch devices over any other file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
