@@ -19,6 +19,7 @@ use super::busy::{self, User};
 use super::failure::LeaveFailure;
 use super::inside::{self, InsideError};
 use super::loops::{self, LoopDevice};
+use super::tool::ToolError;
 
 /// Links to a mount point that are followed.
 const LINKS_MAX: usize = 8;
@@ -68,17 +69,18 @@ pub fn leave(at: &Path, lazily: bool) -> Result<Left, LeaveFailure> {
     };
     let server = info.and_then(Server::named_by);
     let devices = loops::over(&mount);
-    let own = info.and_then(|info| own_file_system(info, &devices));
+    let own = info.and_then(|info| Own::of(info, &devices));
     if !lazily {
-        refuse_if_busy(&place, own.as_deref(), &devices)?;
+        let file_system = own.as_ref().and_then(|own| own.file_system.as_deref());
+        refuse_if_busy(&place, file_system, &devices)?;
     }
+    // What the file system inside keeps in memory becomes writes to the disk.
+    let flushed = own.as_ref().map_or(Ok(()), Own::flush);
     // Where nobody may look or nobody answers, nobody can be asked to flush.
     let disk = info.map(|_| place.join("disk"));
-    let flushed = flush(own.as_deref(), disk.as_deref());
-    unless(lazily, flushed)?;
-    let done = leave_inside(own.as_deref(), &devices, lazily)?;
-    let flushed = flush(None, disk.as_deref()).map_err(|failure| failure.after(done));
-    unless(lazily, flushed)?;
+    unless(lazily, flushed.and_then(|()| flush(disk.as_deref())))?;
+    let done = leave_inside(own.as_ref(), &devices, lazily)?;
+    unless(lazily, flush(disk.as_deref()).map_err(|failure| failure.after(done)))?;
     unmount(&place, lazily, done)?;
     match server {
         _ if lazily => Ok(Left::Lazily),
@@ -122,15 +124,47 @@ fn not_mounted(at: PathBuf) -> LeaveFailure {
     LeaveFailure::NotMounted { at, found }
 }
 
-/// Where the file system is that came with the mount. The description is text, in which a path may
-/// have lost its odd bytes: the kernel's table has them.
-fn own_file_system(info: &Value, devices: &[LoopDevice]) -> Option<PathBuf> {
-    let (node, said) = (info["loop_device"].as_str()?, info["file_system"].as_str()?);
-    let device = devices.iter().find(|device| device.node() == Path::new(node))?;
-    let held = orlop_fuse::mounts()
-        .into_iter()
-        .rfind(|mount| device.holds(mount) && mount.point.to_string_lossy() == said);
-    held.map(|mount| mount.point)
+/// What came with the mount.
+struct Own<'a> {
+    device: &'a LoopDevice,
+    /// Where the file system on it is mounted.
+    file_system: Option<PathBuf>,
+}
+
+impl<'a> Own<'a> {
+    /// As the mount describes it, and the kernel has it: the description is text, in which a path
+    /// may have lost its odd bytes.
+    fn of(info: &Value, devices: &'a [LoopDevice]) -> Option<Self> {
+        let node = Path::new(info["loop_device"].as_str()?);
+        let device = devices.iter().find(|device| device.node() == node)?;
+        let said = info["file_system"].as_str();
+        let held = orlop_fuse::mounts()
+            .into_iter()
+            .rfind(|mount| device.holds(mount) && Some(&*mount.point.to_string_lossy()) == said);
+        Some(Self { device, file_system: held.map(|mount| mount.point) })
+    }
+
+    /// Makes durable what the file system and the device keep in memory. Whatever is lost was lost
+    /// since the device was made: others' failures were asked for then.
+    fn flush(&self) -> Result<(), LeaveFailure> {
+        if let Some(at) = &self.file_system {
+            ask::flush_file_system(at).map_err(not_durable(at))?;
+        }
+        self.flush_device()
+    }
+
+    fn flush_device(&self) -> Result<(), LeaveFailure> {
+        // Where nobody makes nodes for partitions, nobody has written to one.
+        for node in self.device.nodes().into_iter().filter(|node| node.exists()) {
+            ask::flush(&node).map_err(not_durable(&node))?;
+        }
+        Ok(())
+    }
+}
+
+fn not_durable(at: &Path) -> impl FnOnce(ToolError) -> LeaveFailure {
+    let at = at.to_owned();
+    move |error| LeaveFailure::Flush { at, error, done: "" }
 }
 
 /// Refuses before anything is undone.
@@ -167,44 +201,33 @@ fn refuse_if_busy(
 /// Unmounts the file system that came with the mount, and lets go of every loop device over its
 /// files. Says what was undone, for whoever has to tell that the rest was not.
 fn leave_inside(
-    own: Option<&Path>,
+    own: Option<&Own<'_>>,
     devices: &[LoopDevice],
     lazily: bool,
 ) -> Result<&'static str, LeaveFailure> {
+    if let Some(own) = own
+        && let Some(at) = &own.file_system
+    {
+        match inside::unmount(at, own.device, lazily) {
+            Err(InsideError::Busy(at)) => {
+                let users = busy::users(&at);
+                return Err(LeaveFailure::Busy { at, users, done: "" });
+            }
+            result => result?,
+        }
+        let undone = "; the file system inside was unmounted";
+        unless(lazily, own.flush_device().map_err(|failure| failure.after(undone)))?;
+    }
     let mut done = "";
     for device in devices {
-        let is_there = |mount: &Mount| Some(mount.point.as_path()) == own && device.holds(mount);
-        if let Some(own) = own
-            && orlop_fuse::mounts().iter().any(is_there)
-        {
-            match inside::unmount(own, device, lazily) {
-                Err(InsideError::Busy(at)) => {
-                    let users = busy::users(&at);
-                    return Err(LeaveFailure::Busy { at, users, done });
-                }
-                result => result?,
-            }
-        }
         loops::detach(device)?;
         done = "; its loop device was let go";
     }
     Ok(done)
 }
 
-/// Makes durable what was written so far: first what the file system inside keeps in memory, which
-/// becomes writes to the disk, then the disk.
-fn flush(own: Option<&Path>, disk: Option<&Path>) -> Result<(), LeaveFailure> {
-    let failed = |at: &Path| {
-        let at = at.to_owned();
-        move |error| LeaveFailure::Flush { at, error, done: "" }
-    };
-    if let Some(own) = own {
-        ask::flush_file_system(own).map_err(failed(own))?;
-    }
-    if let Some(disk) = disk {
-        ask::flush(disk).map_err(failed(disk))?;
-    }
-    Ok(())
+fn flush(disk: Option<&Path>) -> Result<(), LeaveFailure> {
+    disk.map_or(Ok(()), |disk| ask::flush(disk).map_err(not_durable(disk)))
 }
 
 /// Takes the mount itself away.

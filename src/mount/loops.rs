@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use orlop_fuse::Mount;
 
+use super::ask;
 use super::tool::{self, ToolError};
 
 /// Where the kernel lists block devices.
@@ -152,7 +153,12 @@ pub(super) fn attach(file: &Path, read_only: bool) -> Result<PathBuf, ToolError>
         arguments.push(OsStr::new("--read-only"));
     }
     arguments.push(file.as_os_str());
-    tool::run("losetup", &arguments).map(PathBuf::from)
+    let node = tool::run("losetup", &arguments).map(PathBuf::from)?;
+    // The kernel keeps the failures of those who had the device before, for whoever asks next.
+    if let Err(error) = ask::flush(&node) {
+        tracing::debug!(%error, "{} had another file before", node.display());
+    }
+    Ok(node)
 }
 
 /// Lets a loop device go; one that is in use goes with its last user, and one that went by itself

@@ -171,8 +171,10 @@ impl Standing {
     fn flush(&self) -> Result<(), ToolError> {
         let inside = self.inside.as_ref().and_then(Inside::file_system);
         let inside = inside.map(|path| (Some("--file-system"), path.to_owned()));
+        let node = self.inside.as_ref().and_then(Inside::node);
+        let inside = inside.into_iter().chain(node.map(|node| (None, node.to_owned())));
         let files = self.files.iter().map(|file| (None, self.mounted.at().join(file)));
-        for (what, path) in inside.into_iter().chain(files) {
+        for (what, path) in inside.chain(files) {
             let words = what.into_iter().chain(["--"]).map(OsStr::new);
             let words: Vec<&OsStr> = words.chain([path.as_os_str()]).collect();
             match tool::run_for(LONG_PATIENCE, "sync", &words) {

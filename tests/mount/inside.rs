@@ -365,3 +365,27 @@ fn what_fstab_says_is_said_of_the_file_system_inside_too() {
     place.umount();
     place.nothing_is_left();
 }
+
+#[test]
+fn what_was_written_to_the_device_and_not_taken_is_told_once() {
+    let Some(place) = Place::new() else { return };
+    fs::create_dir(place.path("small")).unwrap();
+    run("mount", &["-t", "tmpfs", "-o", "size=24m", "none", &place.name("small")]);
+    place.image("small/disk.raw", 128);
+    for _ in 0..2 {
+        // In the second round the device is new, and all is well with it.
+        place.mount("small/disk.raw", &["--loop"]);
+        place.umount();
+        place.mount("small/disk.raw", &["--loop"]);
+        let node = place.info()["loop_device"].as_str().unwrap().to_owned();
+        // The last to close a device writes what is in memory, and hears nothing.
+        File::options().write(true).open(&node).unwrap().write_all(&vec![7; 60 << 20]).unwrap();
+        let said = refused(&place.try_umount(&[]), 1);
+        let told = said.contains("cannot be made durable") && said.contains(&node);
+        assert!(told && place.info()["loop_device"] == *node, "{said}");
+        place.umount();
+        place.until("the device goes", || place.loops().is_empty());
+    }
+    run("umount", &[&place.name("small")]);
+    place.nothing_is_left();
+}
