@@ -12,9 +12,9 @@ use crate::mount::{InsideError, LeaveFailure, Left, leave};
 /// What to take away.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "What is done, in this order: the file system that --mount-fs mounted is \
-    unmounted, loop devices over the mount's files are let go, everything is made durable, the \
-    mount is taken away, and its server has committed and ended when the command returns. A mount \
-    whose server is dead is cleared away.")]
+    flushed and unmounted, loop devices over the mount's files are let go, everything is made \
+    durable, the mount is taken away, and its server has committed and ended when the command \
+    returns. A mount whose server is dead is cleared away.")]
 pub(super) struct UmountOptions {
     /// The mount point
     dir: PathBuf,
@@ -30,7 +30,14 @@ pub(super) struct UmountOptions {
 
 /// Takes it away.
 pub(super) fn run(options: &UmountOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let left = leave(&options.dir, options.lazy).map_err(failure)?;
+    let dir = std::path::absolute(&options.dir).unwrap_or_else(|_| options.dir.clone());
+    // This process may work in what it is to take away.
+    if dir.is_absolute()
+        && let Err(error) = std::env::set_current_dir("/")
+    {
+        tracing::debug!(%error, "the working directory stays");
+    }
+    let left = leave(&dir, options.lazy).map_err(failure)?;
     let (word, said) = match left {
         Left::Done => ("done", ""),
         Left::Stale => ("stale", "its server was dead; what it left was cleared away"),
@@ -57,13 +64,19 @@ fn failure(error: LeaveFailure) -> Failure {
         LeaveFailure::Flush { .. } => {
             (Exit::Failed, "not-durable", "see 'status' in the mount; free space and try again")
         }
-        LeaveFailure::Silent { .. } => {
-            (Exit::Unreachable, "silent", "--lazy does not ask it; then end the process")
-        }
+        LeaveFailure::Silent { .. } => (Exit::Unreachable, "silent", ""),
+        LeaveFailure::Denied(_) => (Exit::Failed, "not-permitted", "ask that user, or root"),
         LeaveFailure::Lingering { .. } => (Exit::Failed, "lingering", "see what it waits for"),
         LeaveFailure::Inside(_) | LeaveFailure::Loop(_) | LeaveFailure::Fuse(_) => {
             (Exit::Failed, "failed", "")
         }
     };
-    Failure::new(exit, code, error.to_string(), hint.to_owned())
+    let hint = match &error {
+        LeaveFailure::Silent { connection, .. } => format!(
+            "let it go on, or end it; --lazy does not ask it; \
+             'echo 1 >/sys/fs/fuse/connections/{connection}/abort' ends every wait for it"
+        ),
+        _ => hint.to_owned(),
+    };
+    Failure::new(exit, code, error.to_string(), hint)
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::loops;
+use super::loops::{self, LoopDevice};
 
 /// Users that are named.
 const USERS_MAX: usize = 16;
@@ -37,6 +37,13 @@ pub enum User {
         /// Where a file system on it is mounted.
         mounted: Option<PathBuf>,
     },
+    /// A device that lies on a loop device.
+    Above {
+        /// Its node.
+        node: PathBuf,
+        /// What it lies on.
+        over: PathBuf,
+    },
     /// Something mounted below it.
     Mount {
         /// Where.
@@ -54,6 +61,7 @@ impl fmt::Display for User {
             Self::Loop { node, over, mounted: Some(at) } => {
                 write!(f, "{} over {}, mounted on {}", node.display(), over.display(), at.display())
             }
+            Self::Above { node, over } => write!(f, "{} over {}", node.display(), over.display()),
             Self::Mount { at } => write!(f, "something mounted on {}", at.display()),
         }
     }
@@ -73,26 +81,42 @@ pub fn listed(users: &[User]) -> String {
 /// most.
 #[must_use]
 pub fn users(at: &Path) -> Vec<User> {
-    let mut found = loop_users(at);
-    let below = |mount: &orlop_fuse::Mount| mount.point.starts_with(at) && mount.point != at;
-    found.extend(
-        orlop_fuse::mounts().into_iter().filter(below).map(|mount| User::Mount { at: mount.point }),
-    );
+    // Devices by their paths alone: this is for people, and asks no server.
+    let mut found: Vec<User> = loops::below(at).iter().flat_map(loop_users).collect();
+    found.extend(mounts_below(at));
     found.extend(process_users(at));
     found.truncate(USERS_MAX);
     found
 }
 
-/// The loop devices over files of the mount.
-#[must_use]
-pub(super) fn loop_users(at: &Path) -> Vec<User> {
+/// What is mounted below a directory, and not beneath what is mounted on it.
+pub(super) fn mounts_below(at: &Path) -> impl Iterator<Item = User> {
     let mounts = orlop_fuse::mounts();
-    let user = |device: loops::LoopDevice| User::Loop {
+    // Later ones lie over earlier ones.
+    let covered = mounts.iter().rposition(|mount| mount.point == at).unwrap_or(0);
+    let below = move |mount: &orlop_fuse::Mount| mount.point.starts_with(at) && mount.point != at;
+    let mounts = mounts.into_iter().skip(covered).filter(below);
+    mounts.map(|mount| User::Mount { at: mount.point })
+}
+
+/// A loop device as a user, once for each place where what it holds is mounted.
+#[must_use]
+pub(super) fn loop_users(device: &LoopDevice) -> Vec<User> {
+    let user = |mounted: Option<PathBuf>| User::Loop {
         node: device.node(),
-        mounted: mounts.iter().find(|mount| device.holds(mount)).map(|mount| mount.point.clone()),
-        over: device.backing,
+        over: device.backing.clone(),
+        mounted,
     };
-    loops::below(at).into_iter().map(user).collect()
+    let mounts = orlop_fuse::mounts().into_iter().filter(|mount| device.holds(mount));
+    let places: Vec<User> = mounts.map(|mount| user(Some(mount.point))).collect();
+    if places.is_empty() { vec![user(None)] } else { places }
+}
+
+/// Who has the nodes of a loop device open, or lies on it.
+pub(super) fn node_users(device: &LoopDevice) -> Vec<User> {
+    let (nodes, over) = (device.nodes(), device.node());
+    let above = device.holders().map(|node| User::Above { node, over: over.clone() });
+    above.chain(nodes.iter().flat_map(|node| process_users(node))).take(USERS_MAX).collect()
 }
 
 /// The processes that use files below a directory, this one not counted.

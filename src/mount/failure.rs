@@ -66,6 +66,16 @@ pub enum MountFailure {
         /// Why not.
         error: ToolError,
     },
+    /// The file system inside cannot go there.
+    #[error("--mount-fs {}: {why}", at.display())]
+    InsidePlace {
+        /// The place.
+        at: PathBuf,
+        /// Why not.
+        why: String,
+        /// Whether there is nothing at that place.
+        absent: bool,
+    },
     /// Which file system is meant is not clear.
     #[error("--mount-fs: {0}")]
     WhichFileSystem(String),
@@ -80,6 +90,16 @@ pub enum MountFailure {
     /// It was unmounted, but not all of it is on disk.
     #[error("the last changes could not be made durable: {0}")]
     NotDurable(String),
+}
+
+impl LeaveFailure {
+    /// The same, after this was undone.
+    pub(super) fn after(mut self, undone: &'static str) -> Self {
+        if let Self::Busy { done, .. } | Self::Flush { done, .. } = &mut self {
+            *done = undone;
+        }
+        self
+    }
 }
 
 fn lies_over(found: &Option<PathBuf>) -> String {
@@ -111,13 +131,21 @@ pub enum LeaveFailure {
         done: &'static str,
     },
     /// What was written could not be made durable; it is still mounted.
-    #[error("{}: what was written cannot be made durable: {error}; it stays mounted", at.display())]
+    #[error(
+        "{}: what was written cannot be made durable: {error}; it stays mounted{done}",
+        at.display()
+    )]
     Flush {
-        /// The file.
+        /// The file, or the file system inside.
         at: PathBuf,
         /// Why.
-        error: io::Error,
+        error: ToolError,
+        /// What was undone before that was found.
+        done: &'static str,
     },
+    /// It is another user's.
+    #[error("{}: another user has mounted it; only that one and root may unmount it", .0.display())]
+    Denied(PathBuf),
     /// The file system inside.
     #[error(transparent)]
     Inside(#[from] InsideError),
@@ -133,7 +161,9 @@ pub enum LeaveFailure {
         /// The mount point.
         at: PathBuf,
         /// What a look at it gave.
-        error: io::Error,
+        error: ToolError,
+        /// The name of its connection under /sys/fs/fuse/connections.
+        connection: String,
     },
     /// The server is still at work.
     #[error("{} is unmounted, but its server (pid {pid}) is not done yet", at.display())]

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::loops;
+use super::loops::{self, LoopDevice};
 use super::tool::{self, LONG_PATIENCE, ToolError};
 
 /// A loop device over a file, and perhaps a mounted file system on it.
@@ -24,6 +24,19 @@ pub enum InsideError {
     /// Somebody uses it.
     #[error("{} is in use", .0.display())]
     Busy(PathBuf),
+    /// It is not where it was put.
+    #[error(
+        "what lies on {} is mounted on {}, not on {} where it was put; unmount it there",
+        node.display(), at.display(), put.display()
+    )]
+    Elsewhere {
+        /// The loop device.
+        node: PathBuf,
+        /// Where it is mounted.
+        at: PathBuf,
+        /// Where it was mounted.
+        put: PathBuf,
+    },
     /// The system refused.
     #[error("{} could not be unmounted: {error}", at.display())]
     Failed {
@@ -35,7 +48,8 @@ pub enum InsideError {
 }
 
 impl Inside {
-    /// Makes a loop device over `file` of a mount and, if asked for, mounts the file system in it.
+    /// Makes a loop device over `file` of a mount and, if asked for, mounts the file system in it
+    /// at a place, with options for mount(8) besides.
     ///
     /// # Errors
     /// The step that failed; those before it are undone.
@@ -43,15 +57,17 @@ impl Inside {
         mount: &Path,
         file: &str,
         read_only: bool,
-        file_system: Option<&Path>,
+        file_system: Option<(&Path, &str)>,
     ) -> Result<Self, ToolError> {
         let node = loops::attach(&mount.join(file), read_only)?;
         let mount = mount.to_owned();
         let mut made = Self { mount, node: Some(node.clone()), file_system: None };
-        if let Some(at) = file_system {
+        if let Some((at, more)) = file_system {
             // Programs and devices of a foreign disk are no business of this system.
-            let options = if read_only { "ro,nosuid,nodev" } else { "rw,nosuid,nodev" };
-            let words = ["-o", options, "--"].map(OsStr::new);
+            let mode = if read_only { "ro" } else { "rw" };
+            let options = [mode, more, "nosuid,nodev"].into_iter().filter(|word| !word.is_empty());
+            let options = options.collect::<Vec<_>>().join(",");
+            let words = ["-o", &options, "--"].map(OsStr::new);
             tool::run("mount", &[&words[..], &[node.as_os_str(), at.as_os_str()]].concat())?;
             made.file_system = Some(at.to_owned());
         }
@@ -72,18 +88,24 @@ impl Inside {
     /// # Errors
     /// The step that failed; it can be tried again.
     pub(super) fn unmake(&mut self, lazily: bool) -> Result<(), InsideError> {
-        if let (Some(at), Some(node)) = (&self.file_system, &self.node) {
-            unmount(at, node, lazily)?;
-        }
-        self.file_system = None;
-        let Some(node) = self.node.take() else { return Ok(()) };
+        let Some(node) = self.node.clone() else { return Ok(()) };
         // Somebody else may have let it go, and it may be anybody's by now.
-        if loops::below(&self.mount).iter().any(|device| device.node() == node)
-            && let Err(error) = loops::detach(&node)
-        {
-            // The mount is told to be busy then.
-            tracing::warn!(%error, "{} was not let go", node.display());
+        let all = loops::below(&self.mount);
+        if let Some(device) = all.iter().find(|device| device.node() == node) {
+            if let Some(at) = &self.file_system {
+                match unmount(at, device, lazily) {
+                    Err(error @ InsideError::Elsewhere { .. }) if lazily => {
+                        tracing::warn!("{error}");
+                    }
+                    result => result?,
+                }
+            }
+            if let Err(error) = loops::detach(device) {
+                // The mount is told to be busy then.
+                tracing::warn!(%error, "{} was not let go", node.display());
+            }
         }
+        (self.node, self.file_system) = (None, None);
         Ok(())
     }
 }
@@ -96,14 +118,21 @@ impl Drop for Inside {
     }
 }
 
-/// Unmounts what a loop device holds, if that is what is mounted there.
-pub(super) fn unmount(at: &Path, node: &Path, lazily: bool) -> Result<(), InsideError> {
-    let top = orlop_fuse::mounts().into_iter().rfind(|mount| mount.point == at);
-    let source = top.map(|mount| mount.source).unwrap_or_default();
-    let rest = node.to_str().and_then(|node| source.strip_prefix(node));
-    if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p')) {
-        tracing::debug!("{} is no longer on {}", node.display(), at.display());
-        return Ok(());
+/// Unmounts what a loop device holds at this place.
+pub(super) fn unmount(at: &Path, device: &LoopDevice, lazily: bool) -> Result<(), InsideError> {
+    let mounts = orlop_fuse::mounts();
+    let top = mounts.iter().rfind(|mount| mount.point == at);
+    if !top.is_some_and(|mount| device.holds(mount)) {
+        let node = device.node();
+        return match mounts.into_iter().find(|mount| device.holds(mount)) {
+            Some(other) => {
+                Err(InsideError::Elsewhere { node, at: other.point, put: at.to_owned() })
+            }
+            None => {
+                tracing::debug!("{} is no longer on {}", node.display(), at.display());
+                Ok(())
+            }
+        };
     }
     // Not followed, not looked at: what lies below may be dead.
     let mut words = vec![OsStr::new("--no-canonicalize"), OsStr::new("--internal-only")];

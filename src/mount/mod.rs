@@ -9,6 +9,7 @@
 //! Refuses to serve more than one disk, and to speak to a terminal.
 
 mod about;
+mod ask;
 mod busy;
 mod ending;
 mod failure;
@@ -75,6 +76,8 @@ pub struct Wish {
     pub loop_device: bool,
     /// Where the file system in the disk is to be mounted.
     pub file_system: Option<PathBuf>,
+    /// Options of mount(8) for that one.
+    pub file_system_options: Vec<String>,
     /// How the images are read and written.
     pub aio: Aio,
     /// MiB for requests in flight.

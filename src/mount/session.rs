@@ -1,7 +1,7 @@
 //! The life of a mount in the process that serves it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
@@ -48,7 +48,9 @@ pub fn run(
         return Err(MountError::Occupied { at: at.clone(), kind, from }.into());
     }
     // Looked at before the image is: opening one to write may change it.
-    orlop_fuse::check_place(at)?;
+    let at = &orlop_fuse::check_place(at)?;
+    let inside = wish.file_system.as_deref().map(|wanted| place_inside(at, wanted)).transpose()?;
+    let wish = &Wish { at: at.clone(), file_system: inside, ..wish.clone() };
     let mut opened = opening::open(wish)?;
     let not_passed = way::why_not_passed(wish, &mut opened);
     let bound = wish.nbd.clone().map(|path| bind(&[Listen::Unix(path)])).transpose();
@@ -69,6 +71,28 @@ pub fn run(
     });
     drop(thread.join());
     outcome
+}
+
+/// Where the file system inside goes, without links: so the kernel will name it.
+fn place_inside(at: &Path, wanted: &Path) -> Result<PathBuf, MountFailure> {
+    let wrong =
+        |why: String, absent| Err(MountFailure::InsidePlace { at: wanted.to_owned(), why, absent });
+    let place = match std::fs::canonicalize(wanted) {
+        Ok(place) => place,
+        Err(error) => return wrong(error.to_string(), error.kind() == io::ErrorKind::NotFound),
+    };
+    let why = if place == at {
+        "it is the mount point itself, where the disk's files go; name another directory"
+    } else if place.starts_with(at) {
+        "it lies below the mount point, where the disk's files go; name another directory"
+    } else if at.starts_with(&place) {
+        "it lies above the mount point, which would be covered; name another directory"
+    } else if !place.is_dir() {
+        "it is not a directory"
+    } else {
+        return Ok(place);
+    };
+    wrong(why.to_owned(), false)
 }
 
 async fn serve(
@@ -257,6 +281,7 @@ fn plan(
         mapped,
         loop_device: wish.loop_device,
         file_system: wish.file_system.clone(),
+        file_system_options: wish.file_system_options.clone(),
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) struct Plan {
     pub(super) mapped: Arc<Mapped>,
     pub(super) loop_device: bool,
     pub(super) file_system: Option<PathBuf>,
+    pub(super) file_system_options: Vec<String>,
 }
 
 /// A mount, and what lies on it. Dropped, all of it is undone in reverse.
@@ -49,19 +50,22 @@ pub(super) struct Standing {
 
 /// Makes the mount, sees that it answers, and makes what is to lie on it.
 pub(super) fn stand(plan: Plan) -> Result<Standing, MountFailure> {
-    let Plan { at, options, disk, port, mapped, loop_device, file_system } = plan;
+    let Plan { at, options, disk, port, mapped, loop_device, file_system, .. } = &plan;
     let over = file_system.as_ref().map(|_| file_with(&disk.windows)).transpose()?;
-    let mounted = orlop_fuse::mount(port, &at, &options, std::slice::from_ref(&disk))?;
+    let disks = std::slice::from_ref(disk);
+    let mounted = orlop_fuse::mount(Arc::clone(port), at, options, disks)?;
     let at = mounted.at().to_owned();
     let mut files = vec!["disk".to_owned()];
     files.extend(disk.windows.iter().map(|window| format!("p{}", window.number)));
     let mut standing = Standing { inside: None, mounted: Arc::new(mounted), files };
     mapped.are_of(&standing.mounted);
     see_that_it_answers(&at)?;
-    if loop_device || file_system.is_some() {
+    if *loop_device || file_system.is_some() {
         let step = if file_system.is_some() { "--mount-fs" } else { "--loop" };
         let file = over.as_deref().unwrap_or("disk");
-        let made = Inside::make(&at, file, disk.read_only, file_system.as_deref());
+        let more = plan.file_system_options.join(",");
+        let file_system = file_system.as_deref().map(|at| (at, &*more));
+        let made = Inside::make(&at, file, disk.read_only, file_system);
         standing.inside = Some(made.map_err(|error| MountFailure::Inside { step, error })?);
     }
     Ok(standing)
@@ -135,7 +139,7 @@ impl Standing {
         if end == End::Unmounted {
             return Ok(());
         }
-        let flushed = self.flush();
+        let mut flushed = self.flush();
         let until = Instant::now() + PATIENCE;
         let mut said = false;
         while let Err(who) = self.try_down() {
@@ -143,7 +147,12 @@ impl Standing {
                 tracing::warn!("in use by {who}; they have {} seconds", PATIENCE.as_secs());
                 said = true;
             }
-            if Instant::now() >= until || hurry.load(Ordering::Relaxed) {
+            let patient = Instant::now() < until && !hurry.load(Ordering::Relaxed);
+            // They have written all the while, and what fails as it is unmounted is told to nobody.
+            if !patient || !self.has_users() {
+                flushed = flushed.and(self.flush());
+            }
+            if !patient {
                 self.force_down();
                 break;
             }
@@ -152,12 +161,20 @@ impl Standing {
         flushed.map_err(|error| MountFailure::NotDurable(error.to_string()))
     }
 
+    /// Whether somebody can be seen to use the file system inside.
+    fn has_users(&self) -> bool {
+        let at = self.inside.as_ref().and_then(Inside::file_system);
+        at.is_none_or(|at| !busy::process_users(at).is_empty())
+    }
+
     /// Makes durable what was written so far, mapped pages and the file system inside included.
     fn flush(&self) -> Result<(), ToolError> {
         let inside = self.inside.as_ref().and_then(Inside::file_system);
         let inside = inside.map(|path| (Some("--file-system"), path.to_owned()));
+        let node = self.inside.as_ref().and_then(Inside::node);
+        let inside = inside.into_iter().chain(node.map(|node| (None, node.to_owned())));
         let files = self.files.iter().map(|file| (None, self.mounted.at().join(file)));
-        for (what, path) in inside.into_iter().chain(files) {
+        for (what, path) in inside.chain(files) {
             let words = what.into_iter().chain(["--"]).map(OsStr::new);
             let words: Vec<&OsStr> = words.chain([path.as_os_str()]).collect();
             match tool::run_for(LONG_PATIENCE, "sync", &words) {

@@ -1,4 +1,4 @@
-//! Programs of the system that are run for a mount: losetup, mount, umount, sync, cat.
+//! Programs of the system that are run for a mount: losetup, mount, umount, sync, cat, stat.
 //!
 //! They are also how a server looks at its own mount. A thread that waits for a request which its
 //! own process was to answer cannot be killed: /dev/fuse closes with the process's last thread, and
@@ -8,13 +8,16 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 /// How long a program may take. They wait for the disk, and a disk may be slow.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long one may take that writes all that was kept in memory.
 pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(600);
+/// Of its output, as much as is read.
+const OUTPUT_MAX: u64 = 16 << 20;
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -90,6 +93,7 @@ pub(super) fn run_for(
         io::ErrorKind::NotFound => ToolError::Missing { program },
         _ => failed(error),
     })?;
+    let output = read_along(child.stdout.take());
     let until = Instant::now() + after;
     let status = loop {
         match child.try_wait() {
@@ -102,19 +106,32 @@ pub(super) fn run_for(
             Err(error) => return Err(failed(error)),
         }
     };
-    // Both say less than a pipe holds, so nobody has had to wait.
-    let (mut out, mut said) = (String::new(), String::new());
-    let told = child.stdout.take().map_or(Ok(0), |mut pipe| pipe.read_to_string(&mut out));
-    told.map_err(failed)?;
     if status.success() {
-        return Ok(out.trim().to_owned());
+        let out = output.recv_timeout(after);
+        let out = out.unwrap_or_else(|_| Err(io::Error::other("its output has no end")));
+        return out.map(|out| out.trim().to_owned()).map_err(failed);
     }
-    let _unreadable = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut said));
+    // It says less than a pipe holds, so it has not had to wait.
+    let mut said = Vec::new();
+    let _unreadable = child.stderr.take().map(|mut pipe| pipe.read_to_end(&mut said));
+    let said = String::from_utf8_lossy(&said);
     let said = said.trim().replace('\n', "; ");
     Err(ToolError::Failed {
         program,
         said: if said.is_empty() { status.to_string() } else { said },
     })
+}
+
+/// Reads what a program says while it runs: it may be more than a pipe holds.
+fn read_along(pipe: Option<ChildStdout>) -> Receiver<io::Result<String>> {
+    let (whole, is_there) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut out = Vec::new();
+        let read = pipe.map_or(Ok(0), |pipe| pipe.take(OUTPUT_MAX).read_to_end(&mut out));
+        // Nobody listens where the program failed. A path in it may be no text.
+        let _ = whole.send(read.map(|_| String::from_utf8_lossy(&out).into_owned()));
+    });
+    is_there
 }
 
 /// One that waits for a dead disk cannot even be killed at once; nobody waits for it.
@@ -131,6 +148,8 @@ mod tests {
     #[test]
     fn a_program_tells_its_answer_or_why_not() {
         assert_eq!(run("echo", &[OsStr::new("a"), OsStr::new("b")]).unwrap(), "a b");
+        let long = run("seq", &[OsStr::new("20000")]).unwrap();
+        assert!(long.len() > 100_000 && long.ends_with("20000"), "more than a pipe holds");
         let said = run("sh", &[OsStr::new("-c"), OsStr::new("echo no >&2; exit 3")]).unwrap_err();
         assert_eq!(said.to_string(), "sh: no");
         let absent = run("orlop-no-such-program", &[]).unwrap_err();

@@ -185,6 +185,10 @@ fn a_server_that_does_not_answer_is_told_and_can_be_left() {
     place.signal(Signal::STOP);
     let said = refused(&place.try_umount(&[]), 7);
     assert!(said.contains("does not answer") && said.contains("--lazy"), "{said}");
+    let connection = said.split("/sys/fs/fuse/connections/").nth(1).unwrap();
+    assert!(connection.split('/').next().unwrap().parse::<u32>().is_ok(), "{said}");
+    let said = refused(&place.try_mount("disk.vhd", &[]), 4);
+    assert!(said.contains("mounted there already"), "{said}");
     let output = place.try_umount(&["--lazy"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     server.kill().unwrap();
@@ -229,4 +233,16 @@ fn a_file_the_kernel_serves_by_itself_is_fenced_when_its_server_ends() {
     drop(file);
     place.nothing_is_left();
     assert_eq!(&fs::read(&image).unwrap()[..4], b"mine");
+}
+
+#[test]
+fn it_may_be_asked_from_within() {
+    let Some(place) = Place::new() else { return };
+    place.image("disk.vhd", 8);
+    for named in [".", "$PWD", "../m"] {
+        place.mount("disk.vhd", &["--loop"]);
+        let script = format!("cd $0 && exec $1 umount {named}");
+        run("sh", &["-c", &script, &place.name("m"), ORLOP]);
+        place.nothing_is_left();
+    }
 }

@@ -137,13 +137,14 @@ impl Place {
 
     /// Mount points below the folder.
     fn mounts(&self) -> Vec<String> {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let table = fs::read("/proc/self/mountinfo").unwrap();
+        let table = String::from_utf8_lossy(&table);
         let points = table.lines().filter_map(|line| line.split(' ').nth(4));
         points.filter(|at| Path::new(at).starts_with(self.folder.path())).map(Into::into).collect()
     }
 
     /// Loop devices over files below the folder.
-    fn loops(&self) -> Vec<String> {
+    pub fn loops(&self) -> Vec<String> {
         let listed = run("losetup", &["--list", "--noheadings", "--output", "NAME,BACK-FILE"]);
         let ours = listed.lines().filter(|line| line.contains(text(self.folder.path())));
         ours.filter_map(|line| line.split_whitespace().next()).map(Into::into).collect()

@@ -119,6 +119,31 @@ fn nobody_may_mount_where_nobody_may_write_and_hears_why_not_elsewhere() {
 }
 
 #[test]
+fn whose_mount_it_is_decides_who_may_take_it_away() {
+    let Some(place) = Place::new() else { return };
+    let image = place.image("disk.vhd", 8);
+    place.mount("disk.vhd", &[]);
+    let umount = [ORLOP, "umount", &place.name("m")];
+    let Some(output) = as_nobody(&umount) else { return };
+    let said = refused(&output, 1);
+    assert!(said.contains("another user has mounted it"), "{said}");
+    place.umount();
+    place.nothing_is_left();
+    for path in [&image, &place.mount_point()] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    // Root may not look into this one, and may unmount it all the same.
+    let script = "mknod -m 666 $0/fuse c 10 229; mount --bind $0/fuse /dev/fuse && cd $0 &&
+        setpriv --reuid=65534 --regid=65534 --clear-groups $1 mount $0/disk.vhd $0/m &&
+        $1 umount $0/m";
+    let folder = place.name("");
+    let words = ["--mount", "sh", "-c", script, folder.trim_end_matches('/'), ORLOP];
+    let said = run("unshare", &words);
+    assert!(said.contains("cannot be seen from here"), "{said}");
+    place.nothing_is_left();
+}
+
+#[test]
 fn a_broken_chain_is_told_with_layer_and_identities() {
     let Some(place) = Place::new() else { return };
     place.image("base.vhd", 8);

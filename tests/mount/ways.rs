@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 
 use crate::foreign::{assert_same, content, have, orlop, run, run_any, text};
 use crate::place::{MIB, ORLOP, Place, refused};
@@ -136,6 +137,11 @@ fn an_overlay_takes_what_is_written_and_the_image_never_changes() {
             assert!(fs::read(&image).unwrap() == before, "{overlay}");
         }
     }
+    let words = ["mount", "disk.raw", "m", "--overlay", "near.vhd"];
+    let near = Command::new(ORLOP).args(words).current_dir(place.path("")).output().unwrap();
+    assert!(near.status.success(), "{}", String::from_utf8_lossy(&near.stderr));
+    assert_eq!(place.info()["overlay"], place.name("near.vhd"));
+    place.umount();
     place.image("other.raw", 8);
     let said = refused(&place.try_mount("other.raw", &["--overlay", &layer]), 2);
     assert!(said.contains("lies over") && said.contains("disk.raw"), "{said}");
@@ -247,6 +253,11 @@ fn mount_and_umount_of_the_system_do() {
             return;
         }
         let Some(_installed) = Installed::new(link) else { return };
+        if helper {
+            // All but the mount.
+            run("mount", &["-f", "-t", "fuse.orlop", &image, &at]);
+            place.nothing_is_left();
+        }
         let output = mount("ro,nofail,_netdev,x-systemd.automount,noauto,defaults");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(place.info()["read_only"], true);

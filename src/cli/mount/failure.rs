@@ -32,6 +32,10 @@ pub(super) fn of(failure: MountFailure) -> Failure {
             let exit = if missing { Exit::Unsupported } else { Exit::Failed };
             told(exit, "loop", "nothing is left behind; without the option, the files are there")
         }
+        MountFailure::InsidePlace { absent: true, .. } => {
+            told(Exit::NotFound, "no-mount-point", "make the directory first")
+        }
+        MountFailure::InsidePlace { .. } => told(Exit::Usage, "mount-point", ""),
         MountFailure::WhichFileSystem(_) => told(Exit::Usage, "which-file-system", ""),
         MountFailure::Nbd(error) => {
             let busy = error.kind() == ErrorKind::AddrInUse;

@@ -43,6 +43,8 @@ fn mount(rest: &[OsString]) -> Vec<OsString> {
         match word.to_str() {
             Some("-o") => line.extend([word.clone(), rest.next().cloned().unwrap_or_default()]),
             Some("-r") => line.push("--read-only".into()),
+            // All but the mount itself: there is nothing else to do.
+            Some("-f") => line.push("--fake".into()),
             // Of no meaning here: sloppy, no mtab, verbose, and what is so anyway.
             Some("-s" | "-n" | "-v" | "-w") => {}
             Some("-t") => drop(rest.next()),
@@ -96,6 +98,10 @@ mod tests {
             (
                 "orlop /x/d.vhd /mnt/x -o ro,partition=2,dev,suid",
                 Some("orlop mount --mount-codes -o ro,partition=2,dev,suid -- /x/d.vhd /mnt/x"),
+            ),
+            (
+                "/sbin/mount.fuse.orlop /x/d.vhd /mnt/x -f -o rw",
+                Some("orlop mount --mount-codes --fake -o rw /x/d.vhd /mnt/x"),
             ),
             ("/sbin/umount.fuse.orlop /mnt/x -l", Some("orlop umount /mnt/x --lazy")),
             ("orlop mount x.vhd -o ro", None),

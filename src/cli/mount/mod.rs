@@ -117,6 +117,12 @@ pub(super) struct MountOptions {
     /// End as a program that mount(8) has run: 1 for wrong usage, 32 for any other failure
     #[arg(long, hide = true)]
     mount_codes: bool,
+    /// Do nothing, as mount(8)'s -f
+    #[arg(long, hide = true)]
+    fake: bool,
+    /// What `-o` says of the file system inside
+    #[arg(skip)]
+    file_system_options: Vec<String>,
     #[command(flatten)]
     parents: ParentOptions,
 }
@@ -132,6 +138,9 @@ fn aio(text: &str) -> Result<Aio, String> {
 
 /// Mounts.
 pub(super) fn main(options: &MountOptions, out: &mut dyn Write) -> ExitCode {
+    if options.fake {
+        return Exit::Ok.into();
+    }
     let result = complete(options).and_then(|options| start(&options, out));
     match result {
         Ok(code) => code,
@@ -156,7 +165,9 @@ fn complete(options: &MountOptions) -> Result<MountOptions, Failure> {
         return Err(Failure::usage("an overlay is there to be written, and ro forbids it", hint));
     }
     let paths = [&mut all.image, &mut all.dir].into_iter();
-    let maybe = [&mut all.nbd, &mut all.mount_fs, &mut all.log];
+    let overlay =
+        if all.overlay.as_deref() == Some(Path::new("tmp")) { &mut None } else { &mut all.overlay };
+    let maybe = [&mut all.nbd, &mut all.mount_fs, &mut all.log, overlay];
     for path in paths.chain(maybe.into_iter().filter_map(Option::as_mut)) {
         *path = std::path::absolute(&*path).map_err(|error| {
             Failure::usage(format!("{}: {error}", path.display()), "name a path")
@@ -217,6 +228,7 @@ impl MountOptions {
             nbd: self.nbd.clone(),
             loop_device: self.loop_device,
             file_system: self.mount_fs.clone(),
+            file_system_options: self.file_system_options.clone(),
             aio: self.aio,
             memory_mib: self.memory,
             describe,

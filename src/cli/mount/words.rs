@@ -48,6 +48,26 @@ const PASSED_OVER: [&str; 32] = [
     "iversion",
     "silent",
 ];
+/// Of these, the words that are for the file system inside as well. It never has programs with
+/// their owner's rights, nor devices.
+const FOR_INSIDE: [&str; 14] = [
+    "exec",
+    "noexec",
+    "async",
+    "sync",
+    "dirsync",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "diratime",
+    "nodiratime",
+    "lazytime",
+];
+/// Words that mean `noexec` too (mount(8)).
+const NOEXEC_TOO: [&str; 2] = ["user", "users"];
 const PASSED_OVER_WITH_VALUE: [&str; 3] = ["user", "comment", "fsname"];
 
 /// Takes over what the words say.
@@ -88,8 +108,18 @@ fn one(word: &str, into: &mut MountOptions) -> Result<(), String> {
             }
         }
         ("transport", _) => into.transport = transport(needed()?)?,
-        (_, None) if PASSED_OVER.contains(&key) => {}
-        (_, Some(_)) if PASSED_OVER_WITH_VALUE.contains(&key) => {}
+        (_, None) if PASSED_OVER.contains(&key) => {
+            if FOR_INSIDE.contains(&key) {
+                into.file_system_options.push(key.to_owned());
+            } else if NOEXEC_TOO.contains(&key) {
+                into.file_system_options.push("noexec".to_owned());
+            }
+        }
+        (_, Some(_)) if PASSED_OVER_WITH_VALUE.contains(&key) => {
+            if NOEXEC_TOO.contains(&key) {
+                into.file_system_options.push("noexec".to_owned());
+            }
+        }
         _ => return Err(format!("{word:?} means nothing here")),
     }
     Ok(())
@@ -147,7 +177,10 @@ mod tests {
     fn what_fstab_says_to_others_is_passed_over() {
         let said = "defaults,rw,noauto,nofail,_netdev,user,user=me,nosuid,nodev,noexec,relatime,\
                     x-systemd.automount,x-systemd.idle-timeout=60,comment=mine,,dev,suid";
-        assert!(!with(said).expect("all of them are passed over").read_only);
+        let options = with(said).expect("all of them are passed over");
+        assert!(!options.read_only);
+        // The file system inside, if there is one, hears of them.
+        assert_eq!(options.file_system_options, ["noexec", "noexec", "noexec", "relatime"]);
     }
 
     #[test]
