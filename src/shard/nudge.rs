@@ -37,6 +37,8 @@ pub(super) struct Belfry(Arc<Tower>);
 #[derive(Debug, Default)]
 struct Tower {
     rung: Mutex<Vec<Arc<Bell>>>,
+    /// Whether there are any: connections alone never cost the lock.
+    any: AtomicBool,
     /// The shard looks here before it sleeps, so it need not be woken: a system call less.
     awake: AtomicBool,
 }
@@ -48,9 +50,9 @@ impl Belfry {
 
     /// The shard is about to sleep, and may if this is true: whoever rings from now on wakes it.
     pub(super) fn may_sleep(&self) -> bool {
-        // Before looking: who rings takes the lock before asking whether the shard is awake.
+        // Before looking: who rings says so before asking whether the shard is awake.
         self.0.awake.store(false, Ordering::SeqCst);
-        self.rung().is_empty()
+        !self.0.any.load(Ordering::SeqCst)
     }
 
     /// The shard is up, and will look before it sleeps.
@@ -60,7 +62,13 @@ impl Belfry {
 
     /// The keys of the clients that are to be called.
     pub(super) fn answer(&self) -> Vec<usize> {
-        let rung = std::mem::take(&mut *self.rung());
+        if !self.0.any.load(Ordering::SeqCst) {
+            return Vec::new();
+        }
+        let mut bells = self.rung();
+        self.0.any.store(false, Ordering::SeqCst);
+        let rung = std::mem::take(&mut *bells);
+        drop(bells);
         let mut keys = Vec::with_capacity(rung.len());
         for bell in rung {
             // Before the client looks into its queue, so that what comes later rings again.
@@ -97,7 +105,10 @@ impl Nudge {
         if self.bell.rung.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.belfry.rung().push(self.bell());
+        let mut rung = self.belfry.rung();
+        rung.push(self.bell());
+        self.belfry.0.any.store(true, Ordering::SeqCst);
+        drop(rung);
         if !self.belfry.0.awake.load(Ordering::SeqCst) {
             self.waker.wake();
         }

@@ -52,6 +52,22 @@ fn errors_are_objects_where_a_program_asks() {
 }
 
 #[test]
+fn rings_that_the_kernel_does_not_offer_are_refused_where_they_are_asked_for() {
+    let Some(place) = Place::new() else { return };
+    let offered = fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
+    if offered.is_ok_and(|told| told.trim() == "Y") {
+        println!("SKIPPED: the kernel offers FUSE over io_uring");
+        return;
+    }
+    place.image("disk.vhd", 8);
+    let said = refused(&place.try_mount("disk.vhd", &["--transport", "uring"]), 8);
+    assert!(said.contains("enable_uring") && said.contains("--transport auto"), "{said}");
+    place.nothing_is_left();
+    place.mount("disk.vhd", &["--transport", "auto"]);
+    place.umount();
+}
+
+#[test]
 fn without_the_fuse_device_it_says_how_to_get_one() {
     let Some(place) = Place::new() else { return };
     if !have(&["unshare"]) {
