@@ -10,6 +10,7 @@ pub mod engine;
 pub mod format;
 pub mod host;
 pub mod image;
+pub mod live;
 pub mod meter;
 pub mod mount;
 pub mod partition;

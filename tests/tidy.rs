@@ -47,7 +47,7 @@ struct Room {
 }
 
 /// From the ground up: a room may only name rooms further up in this list.
-const ROOMS: [Room; 19] = [
+const ROOMS: [Room; 20] = [
     Room { name: "engine", rooms: &[], crates: &[], acts: false },
     Room { name: "meter", rooms: &[], crates: &[], acts: true },
     Room { name: "size", rooms: &["engine::units"], crates: &[], acts: false },
@@ -145,6 +145,26 @@ const ROOMS: [Room; 19] = [
             "transport::fuse_ring",
         ],
         crates: &["orlop_fuse", "rustix", "serde_json", "tokio", "tracing", "uuid", "vhd"],
+        acts: true,
+    },
+    Room {
+        name: "live",
+        rooms: &[
+            "admin",
+            "control",
+            "engine::units",
+            "host",
+            "image",
+            "meter",
+            "mount",
+            "partition",
+            "server",
+            "shard",
+            "sr",
+            "transport::files",
+            "transport::fuse_ring",
+        ],
+        crates: &["orlop_fuse", "rustix", "serde_json", "tokio", "tracing", "uuid"],
         acts: true,
     },
     Room {
