@@ -6,6 +6,7 @@ pub mod admin;
 pub mod bench;
 pub mod cli;
 pub mod control;
+pub mod daemon;
 pub mod engine;
 pub mod format;
 pub mod host;

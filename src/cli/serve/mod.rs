@@ -213,7 +213,7 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
 }
 
 /// Takes as many descriptors as the system gives: a session under TLS needs three.
-fn raise_open_files() {
+pub(super) fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
