@@ -3,9 +3,11 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod api;
 pub mod bench;
 pub mod cli;
 pub mod control;
+pub mod dialect;
 pub mod engine;
 pub mod format;
 pub mod host;
