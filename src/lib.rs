@@ -3,10 +3,12 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod api;
 pub mod bench;
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod dialect;
 pub mod engine;
 pub mod format;
 pub mod host;

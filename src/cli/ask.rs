@@ -1,6 +1,7 @@
 //! What `orlop sr` and `orlop vdi` have in common: where the daemon answers, what its errors mean
 //! to a shell, and which SR or VDI a word stands for.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -285,22 +286,29 @@ fn unknown(what: &str, word: &str, hint: &str) -> Failure {
 
 fn failure(socket: &Path, error: CallError) -> Failure {
     match error {
-        CallError::Client(error @ ClientError::Unreachable { .. }) => {
-            let text = format!("the daemon cannot be reached: {error}");
-            let hint = format!(
-                "start it ('systemctl start orlop', or 'orlop daemon'), or name the socket of one \
-                 that runs with --socket or {SOCKET_VARIABLE}; {} must let this user in",
-                socket.display()
-            );
+        CallError::Client(ClientError::Unreachable { error, .. }) => {
+            let text = format!("no orlop daemon answers at {}: {error}", socket.display());
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "become root or a member of the socket's group".to_owned()
+                }
+                _ => format!(
+                    "start it ('systemctl start orlop', or 'orlop daemon'), or name the socket of \
+                     one that runs with --socket or {SOCKET_VARIABLE}"
+                ),
+            };
             Failure::new(Exit::Unreachable, "unreachable", text, hint)
         }
         CallError::Client(error) => {
-            let text = format!("{}: the daemon did not answer rightly: {error}", socket.display());
-            Failure::new(Exit::Failed, "strange-answer", text, String::new())
+            Failure::new(Exit::Failed, "strange-answer", error.to_string(), String::new())
         }
         CallError::Failed { name, message, hint, .. } => {
             let (code, exit) = meaning(&name);
-            Failure::new(exit, code, message, hint.unwrap_or_default())
+            let hint = hint.unwrap_or_default();
+            // What to do has a line of its own here.
+            let bare = message.strip_suffix(hint.as_str()).and_then(|bare| bare.strip_suffix("; "));
+            let bare = bare.map(str::to_owned);
+            Failure::new(exit, code, bare.unwrap_or(message), hint)
         }
     }
 }
