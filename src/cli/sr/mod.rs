@@ -330,13 +330,14 @@ fn gc(ask: &AskOptions, word: &str, out: &mut dyn Write) -> Result<(), Failure> 
     let count = |key: &str| answer[key].as_array().map_or(0, Vec::len);
     let look = Look::of_output(ask.bytes);
     writeln!(out, "removed {}, merged {}, left {}", count("removed"), count("merged"), count("left"))?;
-    if let Some([before, after]) = answer["space"].as_array().map(Vec::as_slice)
-        && let (Some(before), Some(after)) = (before.as_u64(), after.as_u64())
+    if let (Some(before), Some(after)) =
+        (answer["space_before"].as_u64(), answer["space_after"].as_u64())
     {
         writeln!(out, "used {} before, {} now", look.size(before), look.size(after))?;
     }
     for left in answer["left"].as_array().into_iter().flatten() {
-        writeln!(out, "left: {}", printable(&left.to_string()))?;
+        let text = |key: &str| printable(left[key].as_str().unwrap_or_default());
+        writeln!(out, "left {}: {}", text("vdi"), text("why"))?;
     }
     Ok(())
 }
