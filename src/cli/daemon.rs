@@ -78,7 +78,6 @@ fn run(options: &DaemonOptions) -> Result<(), Failure> {
     let overrides = options.overrides()?;
     let (_, settings) = options.settings(&overrides)?;
     let level = log(&settings)?;
-    super::serve::raise_open_files();
     let mut reload = || -> Result<Vec<&'static str>, String> {
         let (_, again) = options.settings(&overrides).map_err(|failure| failure.to_string())?;
         let filter = filter(&again).map_err(|failure| failure.to_string())?;

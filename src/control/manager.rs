@@ -407,7 +407,9 @@ impl Control {
         let attached = self.attached(sr)?;
         let _turn = self.turn(&attached, Need::One(vdi))?;
         if !locked(&attached.vdis).contains_key(&vdi) {
-            return attached.repository.scan()?.visible(vdi).map(drop);
+            attached.repository.scan()?.visible(vdi)?;
+            // What it tells of one that could not be attached goes too.
+            return self.attacher.detach(sr, vdi);
         }
         self.attacher.detach(sr, vdi)?;
         locked(&attached.vdis).remove(&vdi);
