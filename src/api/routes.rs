@@ -6,12 +6,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::State;
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -71,6 +71,10 @@ impl House {
 
 pub(super) fn router(house: Arc<House>) -> Router {
     Router::new()
+        .route("/sm", post(sm))
+        .route("/sm/{driver}", post(sm_of))
+        .route("/smapi", post(smapi))
+        .route("/smapi/{driver}", post(smapi_of))
         .route("/v1", post(json_rpc))
         .route("/v1/openrpc.json", get(openrpc))
         .route("/v1/health", get(health))
@@ -121,20 +125,65 @@ fn json(status: StatusCode, body: Vec<u8>) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn json_rpc(
-    State(house): State<Arc<House>>,
-    axum::Extension(peer): axum::Extension<Peer>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    if let Err(refusal) = expect_type(&headers, "json", "application/json") {
+async fn json_rpc(house: State<Arc<House>>, peer: Extension<Peer>, request: Request) -> Response {
+    if let Err(refusal) = expect_type(request.headers(), "json", "application/json") {
         return refusal;
     }
-    let answered =
-        ask(&house, peer, "/v1", headers, body, |body, verbs| dialect::jsonrpc(body, verbs));
+    let answered = ask(&house, *peer, "/v1", request, |body, verbs| dialect::jsonrpc(body, verbs));
     match answered.await {
         Ok(Some(answer)) => json(StatusCode::OK, answer),
         Ok(None) => StatusCode::NO_CONTENT.into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+/// A dialect of XML-RPC: a body, the type of the SR if the route names it, and the verbs.
+type Xml = fn(&[u8], Option<&str>, dialect::Verbs<'_>) -> Vec<u8>;
+
+async fn sm(house: State<Arc<House>>, peer: Extension<Peer>, request: Request) -> Response {
+    xml_rpc(&house, *peer, "/sm", request, dialect::sm, None).await
+}
+
+async fn sm_of(
+    house: State<Arc<House>>,
+    peer: Extension<Peer>,
+    Path(driver): Path<String>,
+    request: Request,
+) -> Response {
+    xml_rpc(&house, *peer, "/sm", request, dialect::sm, Some(driver)).await
+}
+
+async fn smapi(house: State<Arc<House>>, peer: Extension<Peer>, request: Request) -> Response {
+    xml_rpc(&house, *peer, "/smapi", request, dialect::smapi, None).await
+}
+
+async fn smapi_of(
+    house: State<Arc<House>>,
+    peer: Extension<Peer>,
+    Path(driver): Path<String>,
+    request: Request,
+) -> Response {
+    xml_rpc(&house, *peer, "/smapi", request, dialect::smapi, Some(driver)).await
+}
+
+async fn xml_rpc(
+    house: &House,
+    peer: Peer,
+    route: &'static str,
+    request: Request,
+    dialect: Xml,
+    driver: Option<String>,
+) -> Response {
+    if let Err(refusal) = expect_type(request.headers(), "xml", "text/xml") {
+        return refusal;
+    }
+    let answered = ask(house, peer, route, request, move |body, verbs| {
+        dialect(body, driver.as_deref(), verbs)
+    });
+    match answered.await {
+        Ok(answer) => {
+            (StatusCode::OK, [(header::CONTENT_TYPE, "text/xml")], answer).into_response()
+        }
         Err(refusal) => refusal,
     }
 }
@@ -157,11 +206,11 @@ async fn ask<A: Send + 'static>(
     house: &House,
     peer: Peer,
     route: &'static str,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
     dialect: impl FnOnce(&[u8], dialect::Verbs<'_>) -> A + Send + 'static,
 ) -> Result<A, Response> {
-    let bytes = receive(&house.limits, &headers, body).await?;
+    let (parts, body) = request.into_parts();
+    let bytes = receive(&house.limits, &parts.headers, body).await?;
     let Ok(permit) = Arc::clone(&house.calls).acquire_owned().await else {
         return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, "the server ends".to_owned()));
     };
