@@ -35,16 +35,17 @@ pub(super) struct AskOptions {
     pub(super) bytes: bool,
 }
 
-impl AskOptions {
-    fn place(&self) -> PathBuf {
-        let set = || std::env::var_os(SOCKET_VARIABLE).filter(|set| !set.is_empty());
-        let chosen = self.socket.clone().or_else(|| set().map(PathBuf::from));
-        chosen.unwrap_or_else(|| USUAL_SOCKET.into())
-    }
+/// Where the daemon answers: what was said, or what the environment says, or the usual place.
+pub(super) fn socket(said: Option<&Path>) -> PathBuf {
+    let set = || std::env::var_os(SOCKET_VARIABLE).filter(|set| !set.is_empty());
+    let chosen = said.map(Path::to_owned).or_else(|| set().map(PathBuf::from));
+    chosen.unwrap_or_else(|| USUAL_SOCKET.into())
+}
 
+impl AskOptions {
     /// Has the daemon do something.
     pub(super) fn call(&self, method: &str, params: Value) -> Result<Value, Failure> {
-        let place = self.place();
+        let place = socket(self.socket.as_deref());
         client::call(&place, method, params).map_err(|error| failure(&place, error))
     }
 

@@ -14,6 +14,7 @@ mod mount;
 mod options;
 pub mod output;
 pub mod serve;
+mod sm;
 mod sr;
 mod table;
 mod umount;
@@ -72,6 +73,8 @@ enum Command {
     Sr(sr::SrOptions),
     /// Make, attach and look at virtual disks of a running daemon
     Vdi(vdi::VdiOptions),
+    /// Speak the Storage Manager API to a running daemon, in its command-line form
+    Sm(sm::SmOptions),
     /// Load an NBD export or a file and measure it
     Bench(Box<BenchOptions>),
 }
@@ -79,6 +82,9 @@ enum Command {
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(driver) = sm::plugin(&arguments) {
+        return sm::relay(&driver, &arguments);
+    }
     let ordinary = mount::ordinary(&arguments);
     arguments = ordinary.unwrap_or(arguments);
     let cli = match Cli::try_parse_from(arguments) {
@@ -90,13 +96,13 @@ pub fn run() -> ExitCode {
         }
     };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    if let Command::Daemon(options) = &cli.command {
-        // Its log is as its configuration says.
-        return daemon::main(options, &mut out);
+    // The daemon's log is as its configuration says.
+    if !matches!(cli.command, Command::Daemon(_)) {
+        log_to_standard_error();
     }
-    log_to_standard_error();
     let (result, json) = match &cli.command {
         Command::Daemon(options) => return daemon::main(options, &mut out),
+        Command::Sm(options) => return sm::main(options, &mut out),
         // Its exit code may be that of the command it ran.
         Command::Serve(options) => return serve::main(options, &mut out),
         Command::Mount(options) => return mount::main(options, &mut out),

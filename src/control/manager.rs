@@ -114,6 +114,23 @@ impl Control {
         Ok(failures)
     }
 
+    /// Lets go of every SR without forgetting it, so that the next process attaches it again. To
+    /// be called at the end, when nothing is served and no call is under way. Tells what could not
+    /// be let go.
+    pub fn release(&self) -> Vec<Error> {
+        let srs = std::mem::take(&mut *locked(&self.srs));
+        let released = srs.into_iter().map(|(sr, attached)| {
+            let Ok(Attached { driver, repository, .. }) = Arc::try_unwrap(attached) else {
+                let why = "an operation in the SR is running";
+                return Err(Failure::new(Kind::Busy, format!("SR {sr}"), why));
+            };
+            // It holds the substrate open.
+            drop(repository);
+            driver.detach(sr)
+        });
+        released.filter_map(Result::err).map(|failure| failure.during("let go").into()).collect()
+    }
+
     /// Carries out a call.
     ///
     /// # Errors

@@ -389,7 +389,8 @@ fn check_socket(key: &'static str, path: &Path) -> Result<(), ConfigError> {
     if bytes <= SOCKET_PATH_MAX_BYTES {
         return Ok(());
     }
-    let why = format!("{bytes} bytes, and the path of a socket has at most {SOCKET_PATH_MAX_BYTES}");
+    let why =
+        format!("{bytes} bytes, and the path of a socket has at most {SOCKET_PATH_MAX_BYTES}");
     Err(wrong(key, format!("{path:?}"), why))
 }
 
@@ -399,7 +400,9 @@ fn mode(key: &'static str, text: Option<&str>) -> Result<u32, ConfigError> {
     let Some(text) = text else { return Ok(USUAL) };
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err(wrong(key, format!("{text:?}"), "write permission bits in octal, such as \"0660\"")),
+        _ => {
+            Err(wrong(key, format!("{text:?}"), "write permission bits in octal, such as \"0660\""))
+        }
     }
 }
 
@@ -443,7 +446,8 @@ mod tests {
     fn everything_has_a_default_and_a_directory_of_ones_own_holds_all() {
         let usual = settled("", &Overrides::default()).unwrap();
         let places = |s: &super::Settings| {
-            [&s.state, &s.api_socket, &s.nbd_socket, &s.fuse_mount, &s.sr_mounts].map(PathBuf::clone)
+            [&s.state, &s.api_socket, &s.nbd_socket, &s.fuse_mount, &s.sr_mounts]
+                .map(PathBuf::clone)
         };
         let under = |dirs: [&str; 5]| dirs.map(PathBuf::from);
         let standard = under([
@@ -471,7 +475,9 @@ mod tests {
         // Every value is shown, commented out.
         let bare: String = text
             .lines()
-            .map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| {
+                line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line)
+            })
             .map(|line| format!("{line}\n"))
             .collect();
         let all = Config::parse(&bare).unwrap_or_else(|error| panic!("{error}\n{bare}"));

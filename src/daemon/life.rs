@@ -81,8 +81,8 @@ pub fn run(settings: &Settings, reload: Reload<'_>) -> Result<(), DaemonError> {
     let system = |doing| move |error| DaemonError::System { doing, error };
     let passed = system::passed_socket().map_err(system("take the passed socket over"))?;
     let home = Home::claim(&settings.state)?;
-    let sockets = [&settings.api_socket, &settings.nbd_socket];
-    for parent in sockets.into_iter().filter_map(|socket| socket.parent()) {
+    let places = [&settings.api_socket, &settings.nbd_socket, &settings.fuse_mount];
+    for parent in places.into_iter().filter_map(|place| place.parent()) {
         home::make_runtime(parent)?;
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -103,23 +103,54 @@ async fn live(
     // From the first moment: a signal that comes while things are attached must not kill.
     let mut signals = Signals::new()?;
     let live = start_live(settings).await?;
-    let begun = begin(settings, home, &live, passed).await;
-    let ended = match begun {
-        Ok(door) => {
-            system::tell(&[NotifyState::Ready, NotifyState::Status("answering")]);
-            let ended = stay(settings, &door, &mut signals, reload).await;
-            system::tell(&[NotifyState::Stopping, NotifyState::Status("making disks durable")]);
-            tracing::info!("stopping: calls under way end, disks are made durable");
-            close(settings, door).await.and(ended)
+    let settled = crate::control::Settings {
+        host: home.host().to_string(),
+        state: settings.state.clone(),
+        mounts: settings.sr_mounts.clone(),
+        patience: settings.patience,
+    };
+    let (ended, control) = match Control::new(settled, Arc::clone(&live) as _).map(Arc::new) {
+        Ok(control) => {
+            (answer(settings, &control, passed, &mut signals, reload).await, Some(control))
         }
-        Err(error) => Err(error),
+        Err(error) => (Err(error.into()), None),
     };
     let stopped = within(settings.stop, "the disks", live.stop()).await;
     let stopped = stopped.and_then(|stopped| {
         stopped.map_err(|error| DaemonError::Live { doing: "make all disks durable", error })
     });
+    if let Some(control) = control {
+        for failure in blocking(move || control.release()).await? {
+            tracing::warn!(%failure, "it stays as it is; the next start takes it over");
+        }
+    }
     tracing::info!(well = stopped.is_ok(), "stopped");
     ended.and(stopped)
+}
+
+/// Attaches what was attached, opens the door, and shuts it when a signal comes.
+async fn answer(
+    settings: &Settings,
+    control: &Arc<Control>,
+    passed: Option<OwnedFd>,
+    signals: &mut Signals,
+    reload: Reload<'_>,
+) -> Result<(), DaemonError> {
+    let failures = blocking({
+        let control = Arc::clone(control);
+        move || control.restore()
+    });
+    for failure in failures.await?? {
+        tracing::warn!(%failure, "not attached again; the next start tries again");
+    }
+    let door = Door::open(settings, control, passed)
+        .map_err(|error| DaemonError::Socket { place: settings.api_socket.clone(), error })?;
+    tracing::info!(socket = %door.place.display(), nbd = %settings.nbd_socket.display(), "ready");
+    system::tell(&[NotifyState::Ready, NotifyState::Status("answering")]);
+    let ended = stay(settings, &door, signals, reload).await;
+    system::tell(&[NotifyState::Stopping, NotifyState::Status("making disks durable")]);
+    tracing::info!("stopping: calls under way end, disks are made durable");
+    door.close(settings.stop).await.and(ended)
 }
 
 /// What arrives while the daemon lives.
@@ -156,10 +187,10 @@ async fn start_live(settings: &Settings) -> Result<Arc<Live>, DaemonError> {
     let failed = |error| DaemonError::Live { doing: "serve disks", error };
     let without = match settings.fuse {
         Fuse::Off => None,
-        Fuse::On => return mounted(settings, wanted).await.map_err(failed),
+        Fuse::On => return Live::start(wanted).await.map_err(failed),
         Fuse::Auto => match why_not_mount() {
             Some(why) => Some(why.to_owned()),
-            None => match mounted(settings, wanted.clone()).await {
+            None => match Live::start(wanted.clone()).await {
                 Ok(live) => return Ok(live),
                 Err(error) => Some(error.to_string()),
             },
@@ -170,22 +201,6 @@ async fn start_live(settings: &Settings) -> Result<Arc<Live>, DaemonError> {
     }
     wanted.mount = None;
     Live::start(wanted).await.map_err(failed)
-}
-
-async fn mounted(settings: &Settings, wanted: LiveSettings) -> Result<Arc<Live>, LiveError> {
-    // What a killed daemon left answers every look at it with an error, so it goes first.
-    let place = settings.fuse_mount.clone();
-    let cleared = tokio::task::spawn_blocking(move || {
-        let cleared = crate::mount::clear_dead(&place);
-        home::make_runtime(&place).map(|()| cleared)
-    });
-    match cleared.await {
-        Ok(Ok(Ok(true))) => tracing::info!("a mount was cleared away that a dead daemon had left"),
-        Ok(Ok(Err(error))) => tracing::warn!(%error, "what a dead daemon left stays"),
-        Ok(Err(error)) => tracing::warn!(%error, "no place for files"),
-        _ => {}
-    }
-    Live::start(wanted).await
 }
 
 /// Why this process need not try to mount.
@@ -208,50 +223,43 @@ struct Door {
     ours: bool,
     shut: oneshot::Sender<()>,
     serving: JoinHandle<io::Result<()>>,
-    control: Arc<Control>,
 }
 
-/// Attaches what was attached, and opens the door.
-async fn begin(
-    settings: &Settings,
-    home: &Home,
-    live: &Arc<Live>,
-    passed: Option<OwnedFd>,
-) -> Result<Door, DaemonError> {
-    let control = Control::new(
-        crate::control::Settings {
-            host: home.host().to_string(),
-            state: settings.state.clone(),
-            mounts: settings.sr_mounts.clone(),
-            patience: settings.patience,
-        },
-        Arc::clone(live) as _,
-    )?;
-    let control = Arc::new(control);
-    let failures = blocking({
-        let control = Arc::clone(&control);
-        move || control.restore()
-    });
-    for failure in failures.await?? {
-        tracing::warn!(%failure, "not attached again; the next start tries again");
+impl Door {
+    fn open(
+        settings: &Settings,
+        control: &Arc<Control>,
+        passed: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        let ours = passed.is_none();
+        let (listener, place) = listen(settings, passed)?;
+        let (shut, is_shut) = oneshot::channel();
+        let until = async move {
+            // Whoever drops the other end wants it shut as well.
+            let _ = is_shut.await;
+        };
+        let control = Arc::clone(control);
+        let serving = tokio::spawn(api::serve(listener, control, ApiLimits::default(), until));
+        Ok(Self { place, ours, shut, serving })
     }
-    let ours = passed.is_none();
-    let (listener, place) = listen(settings, passed)
-        .map_err(|error| DaemonError::Socket { place: settings.api_socket.clone(), error })?;
-    let (shut, is_shut) = oneshot::channel();
-    let until = async move {
-        // Whoever drops the other end wants it shut as well.
-        let _ = is_shut.await;
-    };
-    let serving = tokio::spawn(api::serve(
-        listener,
-        Arc::clone(&control),
-        ApiLimits::default(),
-        until,
-    ));
-    tracing::info!(host = %home.host(), socket = %place.display(),
-        nbd = %settings.nbd_socket.display(), "ready");
-    Ok(Door { place, ours, shut, serving, control })
+
+    /// Takes no more calls, and waits for those under way.
+    async fn close(self, limit: Duration) -> Result<(), DaemonError> {
+        let Self { place, ours, shut, serving } = self;
+        // It may have ended by itself.
+        let _ = shut.send(());
+        let ended = within(limit, "calls under way", serving).await;
+        if ours {
+            remove(&place);
+        }
+        match ended? {
+            Ok(served) => served.map_err(|error| DaemonError::Socket { place, error }),
+            Err(panic) => {
+                let doing = "serve the management socket";
+                Err(DaemonError::System { doing, error: panic.into() })
+            }
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -312,32 +320,12 @@ fn read_again(reload: Reload<'_>) {
     system::tell(&[NotifyState::Ready]);
 }
 
-/// Takes no more calls, and waits for those under way.
-async fn close(settings: &Settings, door: Door) -> Result<(), DaemonError> {
-    let Door { place, ours, shut, serving, control } = door;
-    // It may have ended by itself.
-    let _ = shut.send(());
-    let ended = within(settings.stop, "calls under way", serving).await;
-    if ours {
-        remove(&place);
-    }
-    drop(control);
-    match ended? {
-        Ok(served) => served.map_err(|error| DaemonError::Socket { place, error }),
-        Err(error) => {
-            Err(DaemonError::System { doing: "serve the management socket", error: error.into() })
-        }
-    }
-}
-
 async fn within<T>(
     limit: Duration,
     what: &'static str,
     ending: impl Future<Output = T>,
 ) -> Result<T, DaemonError> {
-    tokio::time::timeout(limit, ending)
-        .await
-        .map_err(|_| DaemonError::Late { what, within: limit })
+    tokio::time::timeout(limit, ending).await.map_err(|_| DaemonError::Late { what, within: limit })
 }
 
 fn remove(socket: &Path) {

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use super::system;
 
 /// What an HTTP server is asked that costs it nothing and concerns no SR.
-const QUESTION: &[u8] = b"GET /v1/openrpc.json HTTP/1.1\r\nHost: orlop\r\nConnection: close\r\n\r\n";
+const QUESTION: &[u8] = b"GET /v1/health HTTP/1.1\r\nHost: orlop\r\nConnection: close\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200";
 /// How every NBD server begins.
 const GREETING: &[u8] = b"NBDMAGICIHAVEOPT";

@@ -207,7 +207,10 @@ fn delete(ask: &AskOptions, delete: &Delete, out: &mut dyn Write) -> Result<Exit
     let (sr, driver, config, attached) = match driver {
         Some(driver) => {
             let uuid: SrUuid = sr.parse().map_err(|error| {
-                Failure::usage(format!("{error}"), "an SR that is not attached needs its whole uuid")
+                Failure::usage(
+                    format!("{error}"),
+                    "an SR that is not attached needs its whole uuid",
+                )
             })?;
             (uuid.to_string(), driver.clone(), json!(map_of(config)), None)
         }
@@ -275,21 +278,24 @@ fn show(ask: &AskOptions, word: &str, out: &mut dyn Write) -> Result<(), Failure
         Value::String(text) => format!("{name}={text}"),
         other => format!("{name}={other}"),
     });
-    facts(out, &[
-        ("uuid", sr.sr.clone()),
-        ("label", scan.label.clone()),
-        ("description", scan.description.clone()),
-        ("type", sr.driver.clone()),
-        ("options", config.collect::<Vec<_>>().join(" ")),
-        ("place", sr.place.clone()),
-        ("size", look.size(scan.physical_size)),
-        ("used", look.size(scan.physical_utilisation)),
-        ("disks together", look.size(scan.virtual_allocation)),
-        ("vdis", scan.vdis.len().to_string()),
-        ("attached", sr.vdis.len().to_string()),
-        ("hidden", scan.hidden.len().to_string()),
-        ("findings", scan.findings.len().to_string()),
-    ])?;
+    facts(
+        out,
+        &[
+            ("uuid", sr.sr.clone()),
+            ("label", scan.label.clone()),
+            ("description", scan.description.clone()),
+            ("type", sr.driver.clone()),
+            ("options", config.collect::<Vec<_>>().join(" ")),
+            ("place", sr.place.clone()),
+            ("size", look.size(scan.physical_size)),
+            ("used", look.size(scan.physical_utilisation)),
+            ("disks together", look.size(scan.virtual_allocation)),
+            ("vdis", scan.vdis.len().to_string()),
+            ("attached", sr.vdis.len().to_string()),
+            ("hidden", scan.hidden.len().to_string()),
+            ("findings", scan.findings.len().to_string()),
+        ],
+    )?;
     Ok(())
 }
 
@@ -329,7 +335,13 @@ fn gc(ask: &AskOptions, word: &str, out: &mut dyn Write) -> Result<(), Failure> 
     }
     let count = |key: &str| answer[key].as_array().map_or(0, Vec::len);
     let look = Look::of_output(ask.bytes);
-    writeln!(out, "removed {}, merged {}, left {}", count("removed"), count("merged"), count("left"))?;
+    writeln!(
+        out,
+        "removed {}, merged {}, left {}",
+        count("removed"),
+        count("merged"),
+        count("left")
+    )?;
     if let (Some(before), Some(after)) =
         (answer["space_before"].as_u64(), answer["space_after"].as_u64())
     {

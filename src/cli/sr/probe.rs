@@ -33,13 +33,16 @@ pub(super) fn run(
         writeln!(out, "{}\t{}", sr.unwrap_or_default(), word(holds))?;
         return Ok(Exit::Ok);
     }
-    facts(out, &[
-        ("place", place),
-        ("holds", told(holds).to_owned()),
-        ("uuid", sr.unwrap_or_default()),
-        ("label", label),
-        ("vdis", vdis.map(|count| count.to_string()).unwrap_or_default()),
-    ])?;
+    facts(
+        out,
+        &[
+            ("place", place),
+            ("holds", told(holds).to_owned()),
+            ("uuid", sr.unwrap_or_default()),
+            ("label", label),
+            ("vdis", vdis.map(|count| count.to_string()).unwrap_or_default()),
+        ],
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -47,7 +50,8 @@ pub(super) fn run(
 pub(super) fn uuid_at(driver: &str, config: &BTreeMap<&str, &str>) -> Result<SrUuid, Failure> {
     let probed = look(driver, config)?;
     probed.sr.ok_or_else(|| {
-        let text = format!("{}: no SR says who it is: {}", probed.place.display(), told(probed.holds));
+        let text =
+            format!("{}: no SR says who it is: {}", probed.place.display(), told(probed.holds));
         let hint = "name its uuid, or make an SR there: orlop sr create".to_owned();
         Failure::new(Exit::NotFound, "not-found", text, hint)
     })

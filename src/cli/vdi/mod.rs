@@ -297,12 +297,7 @@ fn derive(options: &VdiOptions, method: &str, derive: &Derive) -> Result<String,
     new_one(&options.ask.call(method, params)?)
 }
 
-fn delete(
-    options: &VdiOptions,
-    word: &str,
-    yes: bool,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
+fn delete(options: &VdiOptions, word: &str, yes: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let found = options.find(word)?;
     if !yes {
         let size = Look { people: true, bytes: options.ask.bytes }.size(found.vdi.size);
@@ -361,9 +356,11 @@ fn list(options: &VdiOptions, out: &mut dyn Write) -> Result<(), Failure> {
             let mut answer = ask.call("sr_scan", json!({ "sr": sr.sr }))?;
             for vdi in answer["vdis"].as_array_mut().into_iter().flatten() {
                 vdi["sr"] = json!(sr.sr);
-                vdi["attached"] = json!(vdi["uuid"].as_str().is_some_and(|uuid| {
-                    sr.vdis.iter().any(|attached| attached == uuid)
-                }));
+                vdi["attached"] = json!(
+                    vdi["uuid"]
+                        .as_str()
+                        .is_some_and(|uuid| { sr.vdis.iter().any(|attached| attached == uuid) })
+                );
                 all.push(vdi.take());
             }
             continue;

@@ -97,12 +97,16 @@ fn path_of(reached: &Reached) -> Result<&str, Failure> {
 
 /// The attach of an attached VDI changes nothing and tells how it is reached.
 fn reached(ask: &AskOptions, found: &Found) -> Result<Reached, Failure> {
-    let answer =
-        ask.call("vdi_attach", json!({ "sr": found.sr.sr, "vdi": found.vdi.uuid }))?;
+    let answer = ask.call("vdi_attach", json!({ "sr": found.sr.sr, "vdi": found.vdi.uuid }))?;
     let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
     let (path, nbd_uri) = (text("path"), text("nbd_uri"));
     let socket = nbd_uri.split_once("?socket=").map(|(_, socket)| decoded(socket));
-    Ok(Reached { path, nbd_uri, socket: socket.unwrap_or_default(), read_only: found.vdi.read_only })
+    Ok(Reached {
+        path,
+        nbd_uri,
+        socket: socket.unwrap_or_default(),
+        read_only: found.vdi.read_only,
+    })
 }
 
 /// Text of a URI without its escapes.
@@ -193,22 +197,25 @@ fn all(
     let properties = vdi.properties.iter().map(|(name, value)| {
         format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     });
-    facts(out, &[
-        ("uuid", vdi.uuid.clone()),
-        ("label", vdi.label.clone()),
-        ("description", vdi.description.clone()),
-        ("sr", sr.sr.clone()),
-        ("size", look.size(vdi.size)),
-        ("used", look.size(vdi.utilisation)),
-        ("format", vdi.format.clone()),
-        ("state", state(sr, vdi, "")),
-        ("parent", vdi.parent.clone().unwrap_or_default()),
-        ("children", children.join(" ")),
-        ("snapshot of", vdi.snapshot_of.clone().unwrap_or_default()),
-        ("properties", properties.collect::<Vec<_>>().join(" ")),
-        ("file", path),
-        ("nbd", nbd_uri),
-    ])?;
+    facts(
+        out,
+        &[
+            ("uuid", vdi.uuid.clone()),
+            ("label", vdi.label.clone()),
+            ("description", vdi.description.clone()),
+            ("sr", sr.sr.clone()),
+            ("size", look.size(vdi.size)),
+            ("used", look.size(vdi.utilisation)),
+            ("format", vdi.format.clone()),
+            ("state", state(sr, vdi, "")),
+            ("parent", vdi.parent.clone().unwrap_or_default()),
+            ("children", children.join(" ")),
+            ("snapshot of", vdi.snapshot_of.clone().unwrap_or_default()),
+            ("properties", properties.collect::<Vec<_>>().join(" ")),
+            ("file", path),
+            ("nbd", nbd_uri),
+        ],
+    )?;
     Ok(())
 }
 
