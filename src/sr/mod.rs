@@ -13,6 +13,7 @@ mod change;
 mod directory;
 mod drafts;
 mod driver;
+mod dying;
 mod ext;
 mod facts;
 mod failure;
