@@ -1,6 +1,8 @@
 //! A running `orlop daemon` in a directory of its own, which goes with the test that started it,
 //! with whatever it mounted.
 
+#![allow(dead_code, reason = "each program of tests uses a part")]
+
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
