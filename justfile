@@ -71,6 +71,7 @@ fsx OPERATIONS="340000" LIVES="40":
 bench:
     cargo bench --bench resolve
     cargo bench --bench commit
+    cargo bench --bench repositories
 
 # What programs by others make of our images and of our server
 interop:
