@@ -75,6 +75,7 @@ daemon-kill N="200":
 bench:
     cargo bench --bench resolve
     cargo bench --bench commit
+    cargo bench --bench repositories
 
 # What programs by others make of our images and of our server
 interop:

@@ -24,6 +24,7 @@ mod gc;
 mod grow;
 mod intent;
 mod leasing;
+mod looking;
 mod names;
 mod offline;
 mod probe;
