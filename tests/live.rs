@@ -1,10 +1,14 @@
 //! Attached VDIs, served: through the verbs, with other programs as clients and judges.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
+#[path = "live/crowd.rs"]
+mod crowd;
 #[path = "live/cuts.rs"]
 mod cuts;
 #[path = "support/foreign.rs"]
 mod foreign;
+#[path = "live/kills.rs"]
+mod kills;
 #[path = "live/peer.rs"]
 mod peer;
 #[path = "live/rig.rs"]
