@@ -375,7 +375,11 @@ impl Control {
             };
         }
         let catalogue = attached.repository.glance(&[vdi])?;
-        let found = catalogue.visible(vdi)?;
+        let found = catalogue.visible(vdi).inspect_err(|failure| {
+            if let Some(file) = attached.repository.data_of_broken(&catalogue, vdi) {
+                self.attacher.broken(sr, &file, failure);
+            }
+        })?;
         let read_only = self.mode_of(found, mode, user)?;
         let chain = attached.repository.chain(&catalogue, vdi)?;
         let request = AttachRequest { sr, vdi, chain, size: found.size, read_only };
@@ -424,9 +428,9 @@ impl Control {
         let attached = self.attached(sr)?;
         let _turn = self.turn(&attached, Need::One(vdi))?;
         if !locked(&attached.vdis).contains_key(&vdi) {
-            attached.repository.glance(&[vdi])?.visible(vdi)?;
-            // What it tells of one that could not be attached goes too.
-            return self.attacher.detach(sr, vdi);
+            // What it tells of one that could not be attached goes.
+            self.attacher.detach(sr, vdi)?;
+            return attached.repository.glance(&[vdi])?.visible(vdi).map(drop);
         }
         self.attacher.detach(sr, vdi)?;
         locked(&attached.vdis).remove(&vdi);

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use orlop_fuse::{Errno, Fact, Text};
 use serde_json::{Value, json};
 
-use crate::control::AttachRequest;
 use crate::image::ImageError;
 use crate::mount::{ImageAbout, facts_of_failure};
-use crate::sr::{DataPlace, SrUuid, VdiUuid};
+use crate::sr::{DataFile, DataPlace, Failure, SrUuid, VdiUuid};
 use crate::transport::files::About;
 
 /// Version of the JSON of a broken VDI. A key may be added without raising it.
@@ -67,18 +66,21 @@ pub(super) struct BrokenAbout {
 }
 
 impl BrokenAbout {
-    pub(super) fn new(request: &AttachRequest, error: &ImageError) -> Self {
-        let images = request.chain.iter().map(|file| match &file.place {
-            DataPlace::Path(path) => path.to_string_lossy().into_owned(),
-            _ => format!("VDI {}", file.vdi),
-        });
-        Self {
-            key: Key { sr: request.sr, vdi: request.vdi },
-            error: error.to_string(),
-            hint: error.hint(),
-            facts: facts_of_failure(error),
-            images: images.collect(),
-        }
+    /// Of a VDI that should be made of these images, its own first.
+    pub(super) fn new(key: Key, files: &[DataFile], error: &ImageError) -> Self {
+        let (facts, hint) = (facts_of_failure(error), error.hint());
+        Self { key, error: error.to_string(), hint, facts, images: images(files) }
+    }
+
+    /// Of a VDI whose images open, and make no disk all the same.
+    pub(super) fn of_failure(key: Key, files: &[DataFile], failure: &Failure) -> Self {
+        let fact = |key: &str, value: &str| Fact { key: key.to_owned(), value: value.into() };
+        let images = images(files);
+        let layer = images.first().map(|layer| fact("error.layer", layer));
+        let facts = [fact("error", &failure.why), fact("error.code", "unusable")];
+        let facts = facts.into_iter().chain(layer).collect();
+        let (error, hint) = (failure.why.clone(), failure.remedy.clone());
+        Self { key, error, hint, facts, images }
     }
 
     /// What its attributes say of the failure.
@@ -100,6 +102,9 @@ impl BrokenAbout {
             };
             // Memory takes all that is written.
             let _ = writeln!(text, "{image}{here}");
+        }
+        if let Some(path) = path.filter(|path| !self.images.contains(path)) {
+            let _ = writeln!(text, "{path}  <- this one");
         }
         for (name, key) in [("expected", "error.expected"), ("found", "error.found")] {
             if let Some(uuid) = self.fact(key) {
@@ -124,6 +129,14 @@ impl BrokenAbout {
         self.key.tell(&mut info);
         info
     }
+}
+
+fn images(files: &[DataFile]) -> Vec<String> {
+    let place = |file: &DataFile| match &file.place {
+        DataPlace::Path(path) => path.to_string_lossy().into_owned(),
+        _ => format!("VDI {}", file.vdi),
+    };
+    files.iter().map(place).collect()
 }
 
 impl About for BrokenAbout {

@@ -13,7 +13,7 @@ use super::table::{LeafFile, Served, Shown};
 use super::tree::Tree;
 use super::{Live, LiveError};
 use crate::control::{Access, AttachRequest};
-use crate::image::{self, Format, ImageError, Lineage, OpenOptions, OpenedChain};
+use crate::image::{self, Format, Lineage, OpenOptions, OpenedChain};
 use crate::meter::Meter;
 use crate::mount::{Chain, ImageAbout, Mapped, Way, listed, users, windows};
 use crate::server::{ControlError, ExportSpec, Listen, Seat};
@@ -46,7 +46,7 @@ impl Live {
                 Ok(access)
             }
             Err(Refusal::Image(error)) => {
-                self.show_broken(key, request, &error);
+                self.show_broken(key, BrokenAbout::new(key, &request.chain, &error));
                 Err(failing::of_image(key, &error))
             }
             Err(Refusal::Other(failure)) => Err(failure),
@@ -54,7 +54,7 @@ impl Live {
     }
 
     fn open_and_show(&self, key: Key, request: &AttachRequest) -> Result<Served, Refusal> {
-        let options = options_for(request)?;
+        let options = options_for(&request.chain, request.read_only)?;
         let opened = image::open(&options)?;
         for notice in &opened.notices {
             tracing::warn!(vdi = %key.vdi, "{notice}");
@@ -138,11 +138,28 @@ impl Live {
         }
     }
 
+    /// What is told of a VDI whose images do not make a disk.
+    pub(super) fn tell_broken(&self, key: Key, file: &DataFile, failure: &Failure) {
+        let Ok(_at_work) = self.at_work(key) else { return };
+        if self.tree.is_none() || self.vdis.served(key).is_some() {
+            return;
+        }
+        self.forget_broken(key);
+        // Who opens them knows best what is wrong.
+        let files = std::slice::from_ref(file);
+        let opened = options_for(files, true).map(|options| image::open(&options));
+        let about = match opened {
+            Ok(Err(error)) => BrokenAbout::new(key, files, &error),
+            Ok(Ok(_)) | Err(_) => BrokenAbout::of_failure(key, files, failure),
+        };
+        self.show_broken(key, about);
+    }
+
     /// Shows why a VDI is not attached, until it is or is detached.
-    fn show_broken(&self, key: Key, request: &AttachRequest, error: &ImageError) {
+    fn show_broken(&self, key: Key, about: BrokenAbout) {
         let (Some(tree), Some(mailbox)) = (&self.tree, self.mailboxes.first()) else { return };
         let id = self.vdis.fresh_id();
-        tree.files().describe(id, mailbox.bell(), Arc::new(BrokenAbout::new(request, error)));
+        tree.files().describe(id, mailbox.bell(), Arc::new(about));
         let disk = NewDisk {
             id,
             label: key.vdi.to_string().into_bytes(),
@@ -260,14 +277,13 @@ impl Live {
 }
 
 /// How the image on top is opened.
-fn options_for(request: &AttachRequest) -> Result<OpenOptions, Failure> {
-    let place = || format!("VDI {}", request.vdi);
-    let Some(top) = request.chain.first() else {
-        return Err(Failure::new(Kind::Corrupt, place(), "it has no data file"));
+fn options_for(chain: &[DataFile], read_only: bool) -> Result<OpenOptions, Failure> {
+    let Some(top) = chain.first() else {
+        return Err(Failure::new(Kind::Corrupt, "VDI", "it has no data file"));
     };
     Ok(OpenOptions {
         format: Some(format_of(top.format)),
-        read_only: request.read_only,
+        read_only,
         // Of the SR's own files, whatever they are called.
         allow_raw_parent: true,
         // Whether it has children was looked at: the catalogue knows.

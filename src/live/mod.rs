@@ -25,7 +25,7 @@ use crate::host::{Aio, raise_open_files};
 use crate::mount::{MountFailure, flush_nothing_for_memory, stay_in_memory};
 use crate::server::{self, Bound, Estate, Limits, Prepared, Registry, Service, bind_one_unix};
 use crate::shard::{self, Mailbox};
-use crate::sr::{Cut, Failure, SrUuid, VdiUuid};
+use crate::sr::{Cut, DataFile, Failure, SrUuid, VdiUuid};
 use about::Key;
 use cut::LiveCut;
 use table::{Shown, Table};
@@ -217,6 +217,10 @@ impl Attacher for Live {
 
     fn detach(&self, sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {
         self.detach_vdi(Key { sr, vdi })
+    }
+
+    fn broken(&self, sr: SrUuid, file: &DataFile, failure: &Failure) {
+        self.tell_broken(Key { sr, vdi: file.vdi }, file, failure);
     }
 
     fn cut(&self, sr: SrUuid, vdi: VdiUuid) -> Option<Box<dyn Cut + '_>> {

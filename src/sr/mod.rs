@@ -8,6 +8,7 @@
 //! names of its own. Nothing here serves a disk or speaks to a caller's dialect, and no path that
 //! an image names is ever followed.
 
+mod broken;
 mod catalogue;
 mod change;
 mod directory;
