@@ -5,10 +5,14 @@
 #[path = "management/daemon.rs"]
 mod daemon;
 
-use orlop::api::client::CallError;
+use orlop::api::ApiLimits;
+use orlop::api::client::{self, CallError};
 use serde_json::json;
 
-use daemon::Daemon;
+use daemon::{Daemon, Small, run_script};
+
+/// A call as it was sent in 2010 (spec 000).
+const VDI_CREATE: &[u8] = include_bytes!("management/vdi_create.xml");
 
 const SR: &str = "87b8646b-b800-9500-cb7b-af3b74e02f5c";
 
@@ -31,4 +35,39 @@ fn our_own_client_makes_an_sr_and_lists_it() {
     let CallError::Failed { errno, name, message, hint } = failed else { panic!("{failed}") };
     assert_eq!((errno, name.as_str()), (19, "ENODEV"));
     assert!(message.contains(SR) && hint.is_some());
+}
+
+#[test]
+fn the_specification_holds_sentence_by_sentence() {
+    let one = Daemon::new();
+    let other = Daemon::with("other", ApiLimits::default());
+    let small = Small::new(1 << 20);
+    let place = tempfile::tempdir().unwrap();
+    let in_use = one.dir.path().join("in-use");
+    let said = run_script(
+        "sm_conformance.py",
+        &[&one.socket(), &other.socket(), place.path(), small.path(), &in_use],
+    );
+    assert!(said.lines().filter(|line| line.starts_with("ok ")).count() >= 90, "{said}");
+    println!("{}", said.lines().last().unwrap_or_default());
+}
+
+#[test]
+fn the_call_of_the_specification_is_understood_byte_for_byte() {
+    let daemon = Daemon::new();
+    let sr = "668da5be-32e8-1fac-6d1f-7590e2fa1c09";
+    let config = json!({"location": daemon.location()});
+    for verb in ["sr_create", "sr_attach"] {
+        daemon.json(verb, json!({"sr": sr, "driver": "file", "config": config})).unwrap();
+    }
+    for route in ["/sm", "/sm/file", "/smapi", "/smapi/file"] {
+        let answer = client::post(&daemon.socket(), route, "text/xml", VDI_CREATE).unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.contains("<name>uuid</name>"), "{answer}");
+        assert!(answer.contains("<name>location</name>"), "{answer}");
+    }
+    let listing = daemon.json("sr_scan", json!({"sr": sr})).unwrap();
+    let sizes: Vec<_> =
+        listing["vdis"].as_array().unwrap().iter().map(|vdi| &vdi["size"]).collect();
+    assert_eq!(sizes, [104_857_600; 4]);
 }
