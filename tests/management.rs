@@ -4,10 +4,15 @@
 
 #[path = "management/daemon.rs"]
 mod daemon;
+#[path = "management/hostile.rs"]
+mod hostile;
+
+use std::path::Path;
 
 use orlop::api::ApiLimits;
 use orlop::api::client::{self, CallError};
-use serde_json::json;
+use orlop::dialect::argv;
+use serde_json::{Value, json};
 
 use daemon::{Daemon, Small, run_script};
 
@@ -70,4 +75,130 @@ fn the_call_of_the_specification_is_understood_byte_for_byte() {
     let sizes: Vec<_> =
         listing["vdis"].as_array().unwrap().iter().map(|vdi| &vdi["size"]).collect();
     assert_eq!(sizes, [104_857_600; 4]);
+}
+
+#[test]
+fn xapis_calls_are_answered_as_its_plugins_answer() {
+    let daemon = Daemon::new();
+    let place = tempfile::tempdir().unwrap();
+    let in_use = daemon.dir.path().join("in-use");
+    run_script("smapi.py", &[&daemon.socket(), place.path(), &in_use]);
+}
+
+#[test]
+fn many_clients_with_mixed_verbs_leave_a_whole_sr() {
+    let daemon = Daemon::new();
+    let place = tempfile::tempdir().unwrap();
+    let calls = std::env::var("ORLOP_HAMMER_CALLS").unwrap_or_else(|_| "60".to_owned());
+    let arguments = [&daemon.socket(), place.path(), Path::new("16"), Path::new(&calls)];
+    println!("{}", run_script("sm_hammer.py", &arguments));
+}
+
+#[test]
+fn a_command_line_of_the_original_form_is_a_call() {
+    let daemon = Daemon::new();
+    let dconf = format!("<dconf><location>{}</location></dconf>", daemon.location().display());
+    let run = |words: &[&str]| {
+        let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+        let body = match argv::call(&dconf, &words) {
+            Ok(body) => body,
+            Err(printed) => return printed,
+        };
+        let answer = client::post(&daemon.socket(), "/sm/file", "text/xml", &body).unwrap();
+        argv::printed(&answer)
+    };
+    let vdi = "98de866e-b035-4b1a-a571-613bff542b89";
+    for words in [
+        &["sr_create", SR, "0"][..],
+        &["sr_attach", SR],
+        &["vdi_create", SR, vdi, "1048576"],
+        &["vdi_lock", SR, vdi, "FALSE", "me"],
+        &["vdi_unlock", SR, vdi, "me"],
+    ] {
+        assert_eq!(run(words), argv::Printed::default(), "{words:?}");
+    }
+    let attached = run(&["vdi_attach", SR, vdi]);
+    assert!(attached.stdout.contains("<path>") && attached.status == 0, "{attached:?}");
+    let scanned = run(&["sr_scan", SR]);
+    assert!(scanned.stdout.contains(&format!("<uuid>{vdi}</uuid>")), "{scanned:?}");
+    let busy = run(&["vdi_delete", SR, vdi]);
+    assert_eq!((busy.status, busy.stdout.as_str()), (16, ""));
+    assert!(busy.stderr.contains("vdi_detach"), "{busy:?}");
+    assert_eq!(run(&["vdi_create", SR, vdi]).status, 22);
+    assert_eq!(run(&["vdi_paint", SR, vdi]).status, 38);
+}
+
+/// The keys of an object of the description, all the way down.
+fn as_described(schema: &Value, found: &Value, place: &str) {
+    match found {
+        Value::Object(found) if schema.get("properties").is_some() => {
+            let known = schema["properties"].as_object().unwrap();
+            let keys = |map: &serde_json::Map<String, Value>| {
+                map.keys().cloned().collect::<std::collections::BTreeSet<_>>()
+            };
+            assert_eq!(keys(found), keys(known), "{place}");
+            for (name, value) in found {
+                as_described(&known[name], value, &format!("{place}.{name}"));
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                as_described(&schema["items"], item, place);
+            }
+        }
+        other => {
+            let kind = match other {
+                Value::Null => "null",
+                Value::Bool(_) => "boolean",
+                Value::Number(_) => "integer",
+                Value::String(_) => "string",
+                Value::Array(_) => "array",
+                Value::Object(_) => "object",
+            };
+            assert!(schema["type"].to_string().contains(kind), "{place}: {other} as {schema}");
+        }
+    }
+}
+
+#[test]
+fn results_are_what_the_description_says() {
+    let daemon = Daemon::new();
+    let openrpc = orlop::dialect::openrpc();
+    let config = json!({"location": daemon.location()});
+    let sr = json!({"sr": SR, "driver": "file", "config": config});
+    let (one, two) =
+        ("98de866e-b035-4b1a-a571-613bff542b89", "98de866e-b035-4b1a-a571-613bff542b8a");
+    let of_sr = json!({"sr": SR});
+    let of_vdi = json!({"sr": SR, "vdi": one});
+    let mut seen = 0;
+    for (method, params) in [
+        ("sr_create", sr.clone()),
+        ("sr_attach", sr.clone()),
+        ("vdi_create", json!({"sr": SR, "vdi": one, "size": 1 << 20, "properties": {"a": "b"}})),
+        ("vdi_describe", json!({"sr": SR, "vdi": one, "label": "new"})),
+        ("vdi_resize", json!({"sr": SR, "vdi": one, "size": 2 << 20})),
+        ("vdi_clone", json!({"sr": SR, "source": one, "dest": two})),
+        ("vdi_snapshot", json!({"sr": SR, "source": one})),
+        ("vdi_lock", json!({"sr": SR, "vdi": one, "user": "me", "lease_seconds": 60})),
+        ("sr_scan", of_sr.clone()),
+        ("vdi_unlock", json!({"sr": SR, "vdi": one, "user": "me"})),
+        ("vdi_attach", of_vdi.clone()),
+        ("sr_list", json!({})),
+        ("sr_content_type", of_sr.clone()),
+        ("vdi_detach", of_vdi.clone()),
+        ("vdi_delete", of_vdi),
+        ("sr_gc", of_sr.clone()),
+        ("sr_detach", of_sr),
+    ] {
+        let result =
+            daemon.json(method, params).unwrap_or_else(|error| panic!("{method}: {error}"));
+        let methods = openrpc["methods"].as_array().unwrap();
+        let row = methods.iter().find(|row| row["name"] == method).unwrap();
+        as_described(&row["result"]["schema"], &result, method);
+        seen += 1;
+    }
+    // All but the deletion of the SR, which still has a VDI.
+    assert_eq!(seen + 1, openrpc["methods"].as_array().unwrap().len());
+    let failed = daemon.json("sr_delete", sr).unwrap_err();
+    assert!(matches!(failed, CallError::Failed { errno: 16, .. }), "{failed}");
 }

@@ -128,22 +128,32 @@ fn make_room(table: &Table) -> Duration {
 mod tests {
     use std::time::Duration;
 
-    use super::{Lines, Phase};
+    use tokio::time::Instant;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_one_that_was_silent_longest_makes_room_and_none_that_asks() {
-        let lines = Lines::new(2);
-        let (first, second) = (lines.add(), lines.add());
-        first.enter(Phase::Asking);
+    use super::{Line, Lines, MOMENT, Phase, make_room};
+
+    async fn is_cut(line: &Line) -> bool {
         tokio::select! {
-            () = lines.room() => unreachable!("there is none before somebody leaves"),
-            () = first.is_cut() => unreachable!("it asks"),
-            () = second.is_cut() => lines.remove(&second),
+            biased;
+            () = line.is_cut() => true,
+            () = std::future::ready(()) => false,
         }
-        tokio::time::timeout(Duration::from_secs(9), lines.room()).await.expect("there is room");
-        let _third = lines.add();
-        first.enter(Phase::silent());
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        tokio::time::timeout(Duration::from_secs(9), lines.room()).await.expect_err("no room yet");
+    }
+
+    #[tokio::test]
+    async fn the_one_that_was_silent_longest_makes_room_and_none_that_asks() {
+        let lines = Lines::new(3);
+        let [first, second, third] = [lines.add(), lines.add(), lines.add()];
+        let ago = |ms| Phase::Silent(Instant::now() - Duration::from_millis(ms));
+        first.enter(Phase::Asking);
+        second.enter(ago(5_000));
+        third.enter(ago(50_000));
+        assert_eq!(make_room(&lines.table()), MOMENT);
+        assert!(!is_cut(&first).await && !is_cut(&second).await && is_cut(&third).await);
+        lines.remove(&third);
+        lines.room().await;
+        second.enter(ago(0));
+        make_room(&lines.table());
+        assert!(!is_cut(&second).await, "it had no moment to speak");
     }
 }

@@ -22,6 +22,13 @@ struct Ledger {
 
 impl Attacher for Ledger {
     fn attach(&self, request: &AttachRequest) -> Result<Access, Failure> {
+        // A test may want to see a call under way; sure to end.
+        for _ in 0..6000 {
+            if !self.in_use.join("hold").exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let old = self.attached.lock().unwrap().insert(request.vdi, request.read_only);
         assert_eq!(old, None, "attached twice");
         let path = format!("/run/orlop/vdi/{}/disk", request.vdi);
@@ -94,9 +101,13 @@ impl Daemon {
         client::call(&self.socket(), method, params)
     }
 
+    pub(crate) fn ask_to_end(&mut self) {
+        drop(self.end.take());
+    }
+
     /// Ends the server and waits for it.
     pub(crate) fn end(&mut self) {
-        drop(self.end.take());
+        self.ask_to_end();
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap().unwrap();
         }
