@@ -4,6 +4,7 @@
 //! silent longest makes room, though not before it had a moment to speak.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,19 +93,37 @@ impl Lines {
         }
     }
 
-    pub(super) fn add(&self) -> Arc<Line> {
+    pub(super) fn add(self: &Arc<Self>) -> Held {
         let mut table = self.table();
         table.last += 1;
         let number = table.last;
         let phase = watch::Sender::new(Phase::silent());
         let line = Arc::new(Line { number, phase, cut: Notify::new() });
         table.lines.insert(number, Arc::clone(&line));
-        line
+        drop(table);
+        Held { lines: Arc::clone(self), line }
     }
+}
 
-    pub(super) fn remove(&self, line: &Line) {
-        self.table().lines.remove(&line.number);
-        self.freed.notify_one();
+/// A connection's place, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    lines: Arc<Lines>,
+    line: Arc<Line>,
+}
+
+impl Deref for Held {
+    type Target = Line;
+
+    fn deref(&self) -> &Line {
+        &self.line
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.lines.table().lines.remove(&self.line.number);
+        self.lines.freed.notify_one();
     }
 }
 
@@ -126,6 +145,7 @@ fn make_room(table: &Table) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use tokio::time::Instant;
@@ -142,7 +162,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_one_that_was_silent_longest_makes_room_and_none_that_asks() {
-        let lines = Lines::new(3);
+        let lines = Arc::new(Lines::new(3));
         let [first, second, third] = [lines.add(), lines.add(), lines.add()];
         let ago = |ms| Phase::Silent(Instant::now() - Duration::from_millis(ms));
         first.enter(Phase::Asking);
@@ -150,7 +170,7 @@ mod tests {
         third.enter(ago(50_000));
         assert_eq!(make_room(&lines.table()), MOMENT);
         assert!(!is_cut(&first).await && !is_cut(&second).await && is_cut(&third).await);
-        lines.remove(&third);
+        drop(third);
         lines.room().await;
         second.enter(ago(0));
         make_room(&lines.table());
