@@ -78,6 +78,18 @@ const ROOMS: [Room; 21] = [
     },
     Room { name: "control", rooms: &["engine::units", "sr"], crates: &["tracing"], acts: true },
     Room {
+        name: "dialect",
+        rooms: &["control", "engine::units", "sr"],
+        crates: &["quick_xml", "serde_json"],
+        acts: false,
+    },
+    Room {
+        name: "api",
+        rooms: &["control", "dialect"],
+        crates: &["axum", "hyper", "hyper_util", "rustix", "serde_json", "tokio", "tracing"],
+        acts: true,
+    },
+    Room {
         name: "shard",
         rooms: &["engine", "format", "host", "meter"],
         crates: &["tokio", "tracing"],

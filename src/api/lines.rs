@@ -4,6 +4,7 @@
 //! silent longest makes room, though not before it had a moment to speak.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,19 +93,37 @@ impl Lines {
         }
     }
 
-    pub(super) fn add(&self) -> Arc<Line> {
+    pub(super) fn add(self: &Arc<Self>) -> Held {
         let mut table = self.table();
         table.last += 1;
         let number = table.last;
         let phase = watch::Sender::new(Phase::silent());
         let line = Arc::new(Line { number, phase, cut: Notify::new() });
         table.lines.insert(number, Arc::clone(&line));
-        line
+        drop(table);
+        Held { lines: Arc::clone(self), line }
     }
+}
 
-    pub(super) fn remove(&self, line: &Line) {
-        self.table().lines.remove(&line.number);
-        self.freed.notify_one();
+/// A connection's place, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    lines: Arc<Lines>,
+    line: Arc<Line>,
+}
+
+impl Deref for Held {
+    type Target = Line;
+
+    fn deref(&self) -> &Line {
+        &self.line
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.lines.table().lines.remove(&self.line.number);
+        self.lines.freed.notify_one();
     }
 }
 
@@ -126,24 +145,35 @@ fn make_room(table: &Table) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use super::{Lines, Phase};
+    use tokio::time::Instant;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_one_that_was_silent_longest_makes_room_and_none_that_asks() {
-        let lines = Lines::new(2);
-        let (first, second) = (lines.add(), lines.add());
-        first.enter(Phase::Asking);
+    use super::{Line, Lines, MOMENT, Phase, make_room};
+
+    async fn is_cut(line: &Line) -> bool {
         tokio::select! {
-            () = lines.room() => unreachable!("there is none before somebody leaves"),
-            () = first.is_cut() => unreachable!("it asks"),
-            () = second.is_cut() => lines.remove(&second),
+            biased;
+            () = line.is_cut() => true,
+            () = std::future::ready(()) => false,
         }
-        tokio::time::timeout(Duration::from_secs(9), lines.room()).await.expect("there is room");
-        let _third = lines.add();
-        first.enter(Phase::silent());
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        tokio::time::timeout(Duration::from_secs(9), lines.room()).await.expect_err("no room yet");
+    }
+
+    #[tokio::test]
+    async fn the_one_that_was_silent_longest_makes_room_and_none_that_asks() {
+        let lines = Arc::new(Lines::new(3));
+        let [first, second, third] = [lines.add(), lines.add(), lines.add()];
+        let ago = |ms| Phase::Silent(Instant::now() - Duration::from_millis(ms));
+        first.enter(Phase::Asking);
+        second.enter(ago(5_000));
+        third.enter(ago(50_000));
+        assert_eq!(make_room(&lines.table()), MOMENT);
+        assert!(!is_cut(&first).await && !is_cut(&second).await && is_cut(&third).await);
+        drop(third);
+        lines.room().await;
+        second.enter(ago(0));
+        make_room(&lines.table());
+        assert!(!is_cut(&second).await, "it had no moment to speak");
     }
 }

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::control::Control;
-use lines::{Line, Lines, Phase};
+use lines::{Held, Line, Lines, Phase};
 use routes::{House, Peer};
 
 /// Longest head of a request.
@@ -83,12 +83,8 @@ pub async fn serve(
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
             accepted = next(&listener, &lines) => match accepted {
                 Ok((stream, line)) => {
-                    let (lines, house) = (Arc::clone(&lines), Arc::clone(&house));
-                    let ended = ended.clone();
-                    tasks.spawn(async move {
-                        converse(stream, &line, house, ended).await;
-                        lines.remove(&line);
-                    });
+                    let (house, ended) = (Arc::clone(&house), ended.clone());
+                    tasks.spawn(async move { converse(stream, &line, house, ended).await });
                 }
                 Err(error) => break Err(error),
             },
@@ -102,7 +98,7 @@ pub async fn serve(
 }
 
 /// The next connection, once there is room for it.
-async fn next(listener: &UnixListener, lines: &Lines) -> io::Result<(UnixStream, Arc<Line>)> {
+async fn next(listener: &UnixListener, lines: &Arc<Lines>) -> io::Result<(UnixStream, Held)> {
     loop {
         lines.room().await;
         match listener.accept().await {

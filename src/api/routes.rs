@@ -83,10 +83,34 @@ pub(super) fn router(house: Arc<House>) -> Router {
         .with_state(house)
 }
 
-/// A refusal for people.
-fn refuse(status: StatusCode, text: String) -> Response {
-    let plain = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-    (status, plain, format!("{text}\n")).into_response()
+/// Why a request is no call, for people.
+struct Refusal {
+    status: StatusCode,
+    text: String,
+    /// Whether the connection ends with it: what is left of the request is not read.
+    last: bool,
+}
+
+impl Refusal {
+    const fn new(status: StatusCode, text: String) -> Self {
+        Self { status, text, last: false }
+    }
+
+    const fn last(status: StatusCode, text: String) -> Self {
+        Self { status, text, last: true }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let plain = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+        let mut response = (self.status, plain, format!("{}\n", self.text)).into_response();
+        if self.last {
+            let close = header::HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
+    }
 }
 
 async fn no_such_route(uri: Uri) -> Response {
@@ -95,14 +119,14 @@ async fn no_such_route(uri: Uri) -> Response {
         "there is nothing at {path}; POST /sm (XML-RPC), POST /smapi (XML-RPC as xapi speaks it), \
          POST /v1 (JSON-RPC 2.0), GET /v1/openrpc.json, GET /v1/health"
     );
-    refuse(StatusCode::NOT_FOUND, text)
+    Refusal::new(StatusCode::NOT_FOUND, text).into_response()
 }
 
 async fn other_method(method: Method, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(64).collect();
     let right = if path.starts_with("/v1/") { "GET" } else { "POST" };
     let text = format!("{path} takes no {method} request; send {right}");
-    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, text);
+    let mut response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, text).into_response();
     response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(right));
     response
 }
@@ -127,13 +151,13 @@ fn json(status: StatusCode, body: Vec<u8>) -> Response {
 
 async fn json_rpc(house: State<Arc<House>>, peer: Extension<Peer>, request: Request) -> Response {
     if let Err(refusal) = expect_type(request.headers(), "json", "application/json") {
-        return refusal;
+        return refusal.into_response();
     }
     let answered = ask(&house, *peer, "/v1", request, |body, verbs| dialect::jsonrpc(body, verbs));
     match answered.await {
         Ok(Some(answer)) => json(StatusCode::OK, answer),
         Ok(None) => StatusCode::NO_CONTENT.into_response(),
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.into_response(),
     }
 }
 
@@ -175,7 +199,7 @@ async fn xml_rpc(
     driver: Option<String>,
 ) -> Response {
     if let Err(refusal) = expect_type(request.headers(), "xml", "text/xml") {
-        return refusal;
+        return refusal.into_response();
     }
     let answered = ask(house, peer, route, request, move |body, verbs| {
         dialect(body, driver.as_deref(), verbs)
@@ -184,12 +208,12 @@ async fn xml_rpc(
         Ok(answer) => {
             (StatusCode::OK, [(header::CONTENT_TYPE, "text/xml")], answer).into_response()
         }
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.into_response(),
     }
 }
 
 /// Refuses another content type than one whose name ends so. None at all is taken on trust.
-fn expect_type(headers: &HeaderMap, ending: &str, right: &str) -> Result<(), Response> {
+fn expect_type(headers: &HeaderMap, ending: &str, right: &str) -> Result<(), Refusal> {
     let Some(found) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let found = found.to_str().unwrap_or_default().to_ascii_lowercase();
     let essence = found.split(';').next().unwrap_or_default().trim();
@@ -198,7 +222,7 @@ fn expect_type(headers: &HeaderMap, ending: &str, right: &str) -> Result<(), Res
     }
     let found: String = essence.chars().take(64).collect();
     let text = format!("the body is said to be {found}; send it with Content-Type: {right}");
-    Err(refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
 }
 
 /// Receives a body and answers it where blocking is allowed.
@@ -208,11 +232,11 @@ async fn ask<A: Send + 'static>(
     route: &'static str,
     request: Request,
     dialect: impl FnOnce(&[u8], dialect::Verbs<'_>) -> A + Send + 'static,
-) -> Result<A, Response> {
+) -> Result<A, Refusal> {
     let (parts, body) = request.into_parts();
     let bytes = receive(&house.limits, &parts.headers, body).await?;
     let Ok(permit) = Arc::clone(&house.calls).acquire_owned().await else {
-        return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, "the server ends".to_owned()));
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the server ends".to_owned()));
     };
     let control = Arc::clone(&house.control);
     let called = tokio::task::spawn_blocking(move || {
@@ -226,7 +250,7 @@ async fn ask<A: Send + 'static>(
     });
     called.await.map_err(|_| {
         let text = "the call ended unexpectedly; see the server's log".to_owned();
-        refuse(StatusCode::INTERNAL_SERVER_ERROR, text)
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     })
 }
 
@@ -235,11 +259,11 @@ async fn receive(
     limits: &ApiLimits,
     headers: &HeaderMap,
     mut body: Body,
-) -> Result<Vec<u8>, Response> {
+) -> Result<Vec<u8>, Refusal> {
     let most = limits.body_bytes;
     let too_large = || {
         let text = format!("the body has more than {most} bytes; send less at once");
-        closing(refuse(StatusCode::PAYLOAD_TOO_LARGE, text))
+        Refusal::last(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
     let announced = headers.get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
@@ -255,7 +279,7 @@ async fn receive(
             let Some(frame) = frame else { break };
             let frame = frame.map_err(|error| {
                 let text = format!("the body cannot be read: {error}; send all of it");
-                closing(refuse(StatusCode::BAD_REQUEST, text))
+                Refusal::last(StatusCode::BAD_REQUEST, text)
             })?;
             let Ok(data) = frame.into_data() else { continue };
             len = len.saturating_add(data.len());
@@ -273,14 +297,7 @@ async fn receive(
         Err(_) => {
             let seconds = limits.body_time.as_secs_f32();
             let text = format!("the body was not there after {seconds} s; send it at once");
-            Err(closing(refuse(StatusCode::REQUEST_TIMEOUT, text)))
+            Err(Refusal::last(StatusCode::REQUEST_TIMEOUT, text))
         }
     }
-}
-
-/// The same answer, and then the connection ends: what is left of the request is not read.
-fn closing(mut response: Response) -> Response {
-    let close = header::HeaderValue::from_static("close");
-    response.headers_mut().insert(header::CONNECTION, close);
-    response
 }

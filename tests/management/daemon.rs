@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,15 +13,22 @@ use orlop::sr::{Cut, Failure, Kind, SrUuid, VdiUuid};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-/// Serves nothing, remembers what it was asked, and says of a VDI that it is in use when told to.
-#[derive(Default)]
-pub(crate) struct Ledger {
+/// Serves nothing, remembers what it was asked, and takes a VDI for used while there is a file of
+/// its name in a directory.
+struct Ledger {
     attached: Mutex<BTreeMap<VdiUuid, bool>>,
-    pub(crate) in_use: Mutex<Vec<VdiUuid>>,
+    in_use: PathBuf,
 }
 
 impl Attacher for Ledger {
     fn attach(&self, request: &AttachRequest) -> Result<Access, Failure> {
+        // A test may want to see a call under way; sure to end.
+        for _ in 0..6000 {
+            if !self.in_use.join("hold").exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let old = self.attached.lock().unwrap().insert(request.vdi, request.read_only);
         assert_eq!(old, None, "attached twice");
         let path = format!("/run/orlop/vdi/{}/disk", request.vdi);
@@ -29,7 +37,7 @@ impl Attacher for Ledger {
     }
 
     fn detach(&self, _sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {
-        if self.in_use.lock().unwrap().contains(&vdi) {
+        if self.in_use.join(vdi.to_string()).exists() {
             let why = "its file is open";
             return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why));
         }
@@ -45,27 +53,28 @@ impl Attacher for Ledger {
 /// The daemon of a test.
 pub(crate) struct Daemon {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) ledger: Arc<Ledger>,
     end: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl Daemon {
     pub(crate) fn new() -> Self {
-        Self::with(ApiLimits::default())
+        Self::with("one", ApiLimits::default())
     }
 
-    pub(crate) fn with(limits: ApiLimits) -> Self {
+    /// The daemon of a host.
+    pub(crate) fn with(host: &str, limits: ApiLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = Settings {
-            host: "test".to_owned(),
+            host: host.to_owned(),
             state: dir.path().join("state"),
             mounts: dir.path().join("mounts"),
             patience: Duration::from_secs(30),
         };
-        let ledger = Arc::new(Ledger::default());
-        let attacher = Arc::clone(&ledger) as Arc<dyn Attacher>;
-        let control = Arc::new(Control::new(settings, attacher).unwrap());
+        let in_use = dir.path().join("in-use");
+        std::fs::create_dir(&in_use).unwrap();
+        let ledger = Arc::new(Ledger { attached: Mutex::default(), in_use });
+        let control = Arc::new(Control::new(settings, ledger).unwrap());
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("api.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let (end, ended) = oneshot::channel();
@@ -77,7 +86,7 @@ impl Daemon {
                 api::serve(listener, control, limits, until).await
             })
         });
-        Self { dir, ledger, end: Some(end), thread: Some(thread) }
+        Self { dir, end: Some(end), thread: Some(thread) }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -92,9 +101,13 @@ impl Daemon {
         client::call(&self.socket(), method, params)
     }
 
+    pub(crate) fn ask_to_end(&mut self) {
+        drop(self.end.take());
+    }
+
     /// Ends the server and waits for it.
     pub(crate) fn end(&mut self) {
-        drop(self.end.take());
+        self.ask_to_end();
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap().unwrap();
         }
@@ -113,7 +126,50 @@ impl Drop for Daemon {
     }
 }
 
-/// A file of the tests.
-pub(crate) fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name)
+/// A small file system, where that may be mounted.
+pub(crate) struct Small(Option<tempfile::TempDir>);
+
+impl Small {
+    pub(crate) fn new(bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "none"])
+            .arg(dir.path())
+            .status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Self(Some(dir));
+        }
+        eprintln!("SKIPPED in part: no file system can be mounted here");
+        Self(None)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.as_ref().map_or(Path::new(""), tempfile::TempDir::path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            let ended = Command::new("umount").arg("-l").arg(self.path()).status();
+            assert!(ended.is_ok_and(|status| status.success()) || std::thread::panicking());
+        }
+    }
+}
+
+/// Runs a script of the tests to its end, and gives what it said.
+pub(crate) fn run_script(name: &str, arguments: &[&Path]) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name);
+    // Sure to end: every call in it has a time limit of its own.
+    let output = Command::new("python3")
+        .arg("-B")
+        .arg(script)
+        .args(arguments)
+        .output()
+        .expect("python3 is there");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}:\n{said}\n{wrong}");
+    said
 }
