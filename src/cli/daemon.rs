@@ -62,6 +62,9 @@ enum FormatArg {
     Json,
 }
 
+/// How much of something is logged.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Changes what is logged while it is being logged.
 type Level = reload::Handle<EnvFilter, Registry>;
 
@@ -135,7 +138,7 @@ fn log(settings: &Settings) -> Result<Level, Failure> {
     let (filter, level) = reload::Layer::new(filter(settings)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
     let layer = match settings.log_format {
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Text => {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             lines.with_ansi(colour).boxed()
@@ -149,11 +152,17 @@ fn filter(settings: &Settings) -> Result<EnvFilter, Failure> {
     let set = std::env::var(LEVEL_VARIABLE).ok().filter(|set| !set.is_empty());
     let text = set.or_else(|| settings.log_level.clone());
     let text = text.as_deref().unwrap_or(USUAL_LEVEL);
-    EnvFilter::try_new(text).map_err(|error| {
-        let hint = "write a level (error, warn, info, debug, trace) or directives such as \
+    let wrong = |why: String| {
+        let hint = "write a level (off, error, warn, info, debug, trace) or directives such as \
                     'info,orlop::sr=debug'";
-        Failure::usage(format!("log.level = {text:?}: {error}"), hint)
-    })
+        Failure::usage(format!("log.level = {text:?}: {why}"), hint)
+    };
+    // The parser takes a misspelt level for the name of something to be logged, and logs nothing.
+    let strange = text.split(',').map(|directive| directive.rsplit('=').next().unwrap_or_default());
+    if let Some(level) = strange.map(str::trim).find(|level| !LEVELS.contains(level)) {
+        return Err(wrong(format!("{level:?} is no level")));
+    }
+    EnvFilter::try_new(text).map_err(|error| wrong(error.to_string()))
 }
 
 fn wrong(error: ConfigError) -> Failure {

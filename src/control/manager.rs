@@ -140,7 +140,8 @@ impl Control {
         let begun = Instant::now();
         let result: Result<_, Error> =
             self.dispatch(command).map_err(|failure| failure.during(name).into());
-        let (ms, sr, vdi) = (begun.elapsed().as_millis(), shown(sr), shown(vdi));
+        let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (sr, vdi) = (shown(sr), shown(vdi));
         match &result {
             Ok(_) => tracing::info!(verb = name, sr, vdi, ms, "done"),
             Err(error) => tracing::info!(verb = name, sr, vdi, ms, code = %error.code, %error,

@@ -23,14 +23,34 @@ const PASSED_MAX: usize = 64;
 /// # Errors
 /// When something else was passed, which nobody would use.
 pub(super) fn passed_socket() -> io::Result<Option<OwnedFd>> {
-    let passed: Vec<_> = sd_notify::listen_fds_with_names()?.take(PASSED_MAX).collect();
-    let Some(number) = choose(&passed).map_err(io::Error::other)? else { return Ok(None) };
+    let passed = passed(|name| std::env::var(name).ok(), std::process::id());
+    let chosen = passed.and_then(|passed| choose(&passed)).map_err(io::Error::other)?;
+    let Some(number) = chosen else { return Ok(None) };
     let socket = inherited::adopt(number)?;
     if !rustix::net::sockopt::socket_acceptconn(&socket)? {
         let text = format!("the socket passed as {API:?} does not listen");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     Ok(Some(socket))
+}
+
+/// The descriptors that were passed to this process, with their names (sd_listen_fds(3)). The
+/// crate's own reading of them marks them as not inherited, which nobody could tell from a
+/// descriptor of ours.
+fn passed(env: impl Fn(&str) -> Option<String>, own: u32) -> Result<Vec<(RawFd, String)>, String> {
+    let (Some(pid), Some(count)) = (env("LISTEN_PID"), env("LISTEN_FDS")) else {
+        return Ok(Vec::new());
+    };
+    if pid.trim().parse() != Ok(own) {
+        return Ok(Vec::new());
+    }
+    let number = count.trim().parse().ok().filter(|number| *number <= PASSED_MAX);
+    let number = number.ok_or_else(|| {
+        format!("LISTEN_FDS={count} in the environment is no number of descriptors")
+    })?;
+    let names = env("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').map(str::to_owned).chain(std::iter::repeat(String::new()));
+    Ok((inherited::FIRST..).zip(names).take(number).collect())
 }
 
 fn choose(passed: &[(RawFd, String)]) -> Result<Option<RawFd>, String> {
@@ -63,7 +83,28 @@ pub(super) fn watchdog() -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::choose;
+    use super::{choose, passed};
+
+    #[test]
+    fn what_is_meant_for_another_process_is_left_alone() {
+        let env = |pid: &'static str, fds: &'static str, names: Option<&'static str>| {
+            move |name: &str| match name {
+                "LISTEN_PID" => Some(pid.to_owned()),
+                "LISTEN_FDS" => Some(fds.to_owned()),
+                _ => names.map(str::to_owned),
+            }
+        };
+        let named = |number, name: &str| (number, name.to_owned());
+        assert_eq!(passed(env("7", "1", Some("api")), 7), Ok(vec![named(3, "api")]));
+        let two = Ok(vec![named(3, "a"), named(4, "")]);
+        assert_eq!(passed(env("7", "2", Some("a")), 7), two);
+        assert_eq!(passed(env("7", "1", None), 7), Ok(vec![named(3, "")]));
+        assert_eq!(passed(env("8", "1", None), 7), Ok(vec![]));
+        assert_eq!(passed(|_| None, 7), Ok(vec![]));
+        assert!(
+            passed(env("7", "-1", None), 7).is_err() && passed(env("7", "9999", None), 7).is_err()
+        );
+    }
 
     #[test]
     fn one_socket_is_taken_and_nothing_is_left_unused() {

@@ -65,7 +65,7 @@ fn an_sr_on_a_device_lives_through_snapshots_detaches_and_restarts() {
     let probed = house.json(0, &[&["sr", "probe"], &place[..]].concat());
     assert_eq!((&probed["holds"], &probed["sr"]), (&"file-system".into(), &(*sr).into()));
     house.done(&[&["sr", "attach"], &place[..]].concat());
-    house.fails(1, &[&["sr", "create"], &place[..]].concat());
+    house.fails(4, &[&["sr", "create"], &place[..]].concat());
     house.done(&["vdi", "create", "-s", "8M", "--label", "root"]);
     let (file, uri) = house.attached("root");
     let old = foreign::content(8 << 20, 3);

@@ -7,6 +7,10 @@ use serde_json::json;
 
 use crate::house::House;
 
+fn both<'a>(words: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [words, more].concat()
+}
+
 #[test]
 fn an_sr_is_made_looked_at_and_removed() {
     let house = House::new();
@@ -14,7 +18,7 @@ fn an_sr_is_made_looked_at_and_removed() {
     let at = house.path("one");
     let location = format!("location={}", at.display());
     let place = ["--type", "file", "-o", &location];
-    let call = |words: &[&str]| [words, &place[..]].concat();
+    let call = |words: &[&'static str]| -> Vec<&str> { both(words, &place) };
     std::fs::create_dir(&at).unwrap();
     let probed = house.json(0, &call(&["sr", "probe"]));
     assert_eq!((&probed["holds"], &probed["sr"]), (&json!("nothing"), &json!(null)));
@@ -45,12 +49,12 @@ fn an_sr_is_made_looked_at_and_removed() {
     house.done(&["sr", "detach", "one"]);
     assert_eq!(house.done(&["sr", "list"]), "");
     house.fails(3, &["sr", "show", "one"]);
-    house.done(&call(&["sr", "attach", &sr]));
+    house.done(&both(&["sr", "attach", &sr], &place));
     house.done(&["sr", "delete", "one", "--yes"]);
     assert_eq!(house.done(&["sr", "list"]), "");
     // Whoever is not attached is named in full.
     house.fails(2, &call(&["sr", "delete", "one", "--yes"]));
-    house.done(&call(&["sr", "delete", &sr, "--yes"]));
+    house.done(&both(&["sr", "delete", &sr, "--yes"], &place));
     // Parameters that cannot be, and drivers that are not there yet.
     house.fails(2, &["sr", "create", "--type", "file", "-o", "location=relative"]);
     house.fails(2, &["sr", "create", "--type", "file", "-o", "location"]);
@@ -220,7 +224,8 @@ fn the_storage_manager_api_is_spoken_on_command_lines() {
     let plugin = house.path("FileSR");
     symlink(env!("CARGO_BIN_EXE_orlop"), &plugin).unwrap();
     let call = "<?xml version='1.0'?><methodCall><methodName>sr_get_driver_info</methodName>\
-        <params><param><value><struct/></value></param></params></methodCall>";
+        <params><param><value><struct><member>\
+        <name>command</name><value>sr_get_driver_info</value></member></struct></value></param></params></methodCall>";
     let run = |socket: &std::path::Path, words: &[&str]| {
         let mut command = Command::new(&plugin);
         let output = command.args(words).env("ORLOP_SOCKET", socket).output().unwrap();
