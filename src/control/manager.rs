@@ -107,6 +107,8 @@ impl Control {
             for (vdi, read_only) in remembered.vdis {
                 let mode = if read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite };
                 if let Err(failure) = self.vdi_attach(sr, vdi, mode, None) {
+                    // An attach that fails forgets the VDI, and this one is to be tried again.
+                    let _at_worst_not = self.memory.keep_vdi(sr, vdi, read_only);
                     failures.push(failure.during(format!("attach VDI {vdi} again")).into());
                 }
             }

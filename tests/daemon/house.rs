@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each program of tests uses a part")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -52,11 +53,21 @@ impl House {
         self.wait_for(command)
     }
 
+    /// What this command starts, ready; as a user who may do less than this one.
+    pub(crate) fn wait_for_nobody(&self, command: Command) -> Daemon {
+        self.wait_under(command, 0o777)
+    }
+
     /// What this command starts, ready.
-    pub(crate) fn wait_for(&self, mut command: Command) -> Daemon {
+    pub(crate) fn wait_for(&self, command: Command) -> Daemon {
+        self.wait_under(command, 0o700)
+    }
+
+    fn wait_under(&self, mut command: Command, mode: u32) -> Daemon {
         let notify = self.path("notify");
         let _earlier = std::fs::remove_file(&notify);
         let told = UnixDatagram::bind(&notify).unwrap();
+        std::fs::set_permissions(&notify, std::fs::Permissions::from_mode(mode)).unwrap();
         told.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let log = self.path("log");
         let err = std::fs::File::options().create(true).append(true).open(&log).unwrap();

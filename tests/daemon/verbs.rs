@@ -225,7 +225,8 @@ fn the_storage_manager_api_is_spoken_on_command_lines() {
     symlink(env!("CARGO_BIN_EXE_orlop"), &plugin).unwrap();
     let call = "<?xml version='1.0'?><methodCall><methodName>sr_get_driver_info</methodName>\
         <params><param><value><struct><member>\
-        <name>command</name><value>sr_get_driver_info</value></member></struct></value></param></params></methodCall>";
+        <name>command</name><value>sr_get_driver_info</value></member></struct></value></param>\
+        </params></methodCall>";
     let run = |socket: &std::path::Path, words: &[&str]| {
         let mut command = Command::new(&plugin);
         let output = command.args(words).env("ORLOP_SOCKET", socket).output().unwrap();

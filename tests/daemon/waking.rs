@@ -160,3 +160,79 @@ fn a_socket_that_a_service_manager_opened_is_answered_and_left_in_place() {
     daemon.stop();
     assert!(socket.exists(), "the service manager's socket was removed");
 }
+
+#[test]
+fn what_cannot_be_attached_again_is_told_and_tried_by_the_next_start() {
+    let house = House::new();
+    let options = ["--no-fuse"];
+    let daemon = house.start(&options);
+    house.sr("sr");
+    let vdi = house.done(&["vdi", "create", "-s", "1M", "--label", "root"]);
+    house.attached("root");
+    daemon.stop();
+    let (place, elsewhere) = (house.path("sr"), house.path("elsewhere"));
+    std::fs::rename(&place, &elsewhere).unwrap();
+    let daemon = house.start(&options);
+    assert_eq!(house.done(&["sr", "list"]), "");
+    assert!(daemon.log().contains("not attached again"), "{}", daemon.log());
+    daemon.stop();
+    std::fs::rename(&elsewhere, &place).unwrap();
+    // Another program has the image open.
+    let image = orlop::image::OpenOptions::new(place.join(format!("{vdi}.vhd")));
+    let held = orlop::image::open(&image).unwrap();
+    let daemon = house.start(&options);
+    let listed = house.done(&["vdi", "list"]);
+    assert!(listed.contains(&vdi) && !listed.contains("attached"), "{listed}");
+    drop(held);
+    daemon.stop();
+    let daemon = house.start(&options);
+    assert!(house.done(&["vdi", "list"]).contains("attached"), "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
+fn an_ordinary_user_may_have_a_daemon_too() {
+    if !rustix::process::geteuid().is_root() || !foreign::have(&["setpriv"]) {
+        println!("SKIPPED: only root can become another user");
+        return;
+    }
+    let house = House::new();
+    let all = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(house.path(""), all).unwrap();
+    // What cargo builds may lie where nobody else may look.
+    let program = house.path("orlop");
+    std::fs::copy(env!("CARGO_BIN_EXE_orlop"), &program).unwrap();
+    let state = house.state();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    command.args(["daemon", "--state-dir"]).arg(&state).current_dir("/");
+    // The notify socket is made by root.
+    let daemon = house.wait_for_nobody(command);
+    house.sr("sr");
+    house.done(&["vdi", "create", "-s", "1M", "--label", "root"]);
+    house.attached("root");
+    house.done(&["vdi", "detach", "root"]);
+    daemon.stop();
+    assert_eq!(house.mounts(), Vec::<String>::new());
+}
+
+#[test]
+fn the_units_are_understood() {
+    if !foreign::have(&["systemd-analyze"]) {
+        return;
+    }
+    let house = House::new();
+    let packaging = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    let units = ["orlop.service", "orlop.socket"].map(|name| {
+        let text = std::fs::read_to_string(packaging.join(name)).unwrap();
+        let unit = house.path(name);
+        std::fs::write(&unit, text.replace("/usr/bin/orlop", env!("CARGO_BIN_EXE_orlop"))).unwrap();
+        unit
+    });
+    let words = ["verify", foreign::text(&units[0]), foreign::text(&units[1])];
+    let output = foreign::run_any("systemd-analyze", &words);
+    let told = foreign::told("systemd-analyze", &words, &output);
+    let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
+    let ours = complaints.lines().any(|line| line.contains("orlop."));
+    assert!(output.status.success() && !ours, "{told}");
+}

@@ -11,7 +11,7 @@ use crate::house::House;
 use crate::looking::{Seen, disk, done, is_gone, vdi};
 
 /// Rounds, unless ORLOP_DAEMON_KILL_ROUNDS says how many.
-const ROUNDS: u64 = 12;
+const ROUNDS: u64 = 40;
 const CALLERS: u64 = 3;
 const VDIS: u64 = 8;
 const SECTORS: u64 = 5000;

@@ -43,7 +43,8 @@ impl Stage {
         done(&socket, "sr_attach", named);
         let of = |number: u8, more: Value| stage.of(number, more);
         for (number, format) in [(1, "vhd"), (2, "vhd"), (4, "vhd"), (5, "raw")] {
-            let more = json!({ "size": 40_000 * 512, "format": format, "label": format!("disk {number}") });
+            let label = format!("disk {number}");
+            let more = json!({ "size": 40_000 * 512, "format": format, "label": label });
             done(&socket, "vdi_create", of(number, more));
         }
         let label = json!({ "label": "disk 3" });
