@@ -148,18 +148,25 @@ fn log(settings: &Settings) -> Result<Level, Failure> {
     Ok(level)
 }
 
+/// What is logged. The configuration is looked at also where the environment goes over it.
 fn filter(settings: &Settings) -> Result<EnvFilter, Failure> {
-    let set = std::env::var(LEVEL_VARIABLE).ok().filter(|set| !set.is_empty());
-    let text = set.or_else(|| settings.log_level.clone());
-    let text = text.as_deref().unwrap_or(USUAL_LEVEL);
+    let configured = settings.log_level.as_deref().unwrap_or(USUAL_LEVEL);
+    let filter = parsed("log.level", configured)?;
+    match std::env::var(LEVEL_VARIABLE).ok().filter(|set| !set.is_empty()) {
+        Some(set) => parsed(LEVEL_VARIABLE, &set),
+        None => Ok(filter),
+    }
+}
+
+fn parsed(from: &str, text: &str) -> Result<EnvFilter, Failure> {
     let wrong = |why: String| {
         let hint = "write a level (off, error, warn, info, debug, trace) or directives such as \
                     'info,orlop::sr=debug'";
-        Failure::usage(format!("log.level = {text:?}: {why}"), hint)
+        Failure::usage(format!("{from} = {text:?}: {why}"), hint)
     };
     // The parser takes a misspelt level for the name of something to be logged, and logs nothing.
-    let strange = text.split(',').map(|directive| directive.rsplit('=').next().unwrap_or_default());
-    if let Some(level) = strange.map(str::trim).find(|level| !LEVELS.contains(level)) {
+    let levels = text.split(',').map(|directive| directive.rsplit('=').next().unwrap_or_default());
+    if let Some(level) = levels.map(str::trim).find(|level| !LEVELS.contains(level)) {
         return Err(wrong(format!("{level:?} is no level")));
     }
     EnvFilter::try_new(text).map_err(|error| wrong(error.to_string()))
