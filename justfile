@@ -67,6 +67,10 @@ bench-mounts *ARGS:
 fsx OPERATIONS="340000" LIVES="40":
     ORLOP_FSX_OPERATIONS={{OPERATIONS}} ORLOP_FSX_LIVES={{LIVES}} cargo test --release --test mounted_disks random_operations -- --nocapture --test-threads=1
 
+# Kill the daemon at random under many callers, N times
+daemon-kill N="200":
+    ORLOP_DAEMON_KILL_ROUNDS={{N}} cargo test --test daemon_kill random -- --nocapture
+
 # Micro-benchmarks of looking up and of committing
 bench:
     cargo bench --bench resolve

@@ -114,6 +114,23 @@ impl Control {
         Ok(failures)
     }
 
+    /// Lets go of every SR without forgetting it, so that the next process attaches it again. To
+    /// be called at the end, when nothing is served and no call is under way. Tells what could not
+    /// be let go.
+    pub fn release(&self) -> Vec<Error> {
+        let srs = std::mem::take(&mut *locked(&self.srs));
+        let released = srs.into_iter().map(|(sr, attached)| {
+            let Ok(Attached { driver, repository, .. }) = Arc::try_unwrap(attached) else {
+                let why = "an operation in the SR is running";
+                return Err(Failure::new(Kind::Busy, format!("SR {sr}"), why));
+            };
+            // It holds the substrate open.
+            drop(repository);
+            driver.detach(sr)
+        });
+        released.filter_map(Result::err).map(|failure| failure.during("let go").into()).collect()
+    }
+
     /// Carries out a call.
     ///
     /// # Errors
@@ -358,7 +375,11 @@ impl Control {
             };
         }
         let catalogue = attached.repository.glance(&[vdi])?;
-        let found = catalogue.visible(vdi)?;
+        let found = catalogue.visible(vdi).inspect_err(|failure| {
+            if let Some(file) = attached.repository.data_of_broken(&catalogue, vdi) {
+                self.attacher.broken(sr, &file, failure);
+            }
+        })?;
         let read_only = self.mode_of(found, mode, user)?;
         let chain = attached.repository.chain(&catalogue, vdi)?;
         let request = AttachRequest { sr, vdi, chain, size: found.size, read_only };
@@ -407,6 +428,8 @@ impl Control {
         let attached = self.attached(sr)?;
         let _turn = self.turn(&attached, Need::One(vdi))?;
         if !locked(&attached.vdis).contains_key(&vdi) {
+            // What it tells of one that could not be attached goes.
+            self.attacher.detach(sr, vdi)?;
             return attached.repository.glance(&[vdi])?.visible(vdi).map(drop);
         }
         self.attacher.detach(sr, vdi)?;

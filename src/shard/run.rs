@@ -162,6 +162,7 @@ impl Shard {
                 Message::Detach(tag, answer) => self.begin_detach(tag, answer),
                 Message::Read(tag, extent, answer) => self.read(tag, extent, answer),
                 Message::Flush(tag, answer) => self.flush(tag, answer),
+                Message::Cut(tag, step) => self.take_step(tag, step),
                 Message::Shutdown(answer) => self.begin_shutdown(answer),
             }
         }

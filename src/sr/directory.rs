@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::dying;
 use super::store::{Claim, DataPlace, DirOp, Entry, EntryKind, Space, Stamp, Store};
 use crate::engine::units::{ByteLen, FileOffset};
 
@@ -153,6 +154,7 @@ impl Store for Directory {
     }
 
     fn apply(&self, op: DirOp<'_>) -> io::Result<()> {
+        dying::step();
         match op {
             DirOp::Rename { from, to, replace } => self.rename(from, to, replace),
             DirOp::Unlink { name } => {

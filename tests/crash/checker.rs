@@ -14,7 +14,7 @@ use orlop::host::sim::rng::Rng;
 use crate::bugs::Bug;
 use crate::probe::read_disk;
 use crate::tag::Tag;
-use crate::world::{RecoveryStep, World};
+use crate::world::{FIRST, RecoveryStep, World};
 
 /// Images remembered before the memory is emptied.
 const MEMO_LIMIT: usize = 60_000;
@@ -37,6 +37,8 @@ pub(crate) struct Tally {
     pub(crate) nested: u64,
     /// Crash points.
     pub(crate) points: u64,
+    /// New leaves that disks got while they lived.
+    pub(crate) cuts: u64,
 }
 
 impl Tally {
@@ -46,6 +48,7 @@ impl Tally {
         self.images += other.images;
         self.nested += other.nested;
         self.points += other.points;
+        self.cuts += other.cuts;
     }
 }
 
@@ -161,7 +164,7 @@ impl<'w> Checker<'w> {
     }
 
     fn read(&mut self, image: &Image) -> Verdict {
-        let mut disk: Disk = self.world.open(image.bytes(), None)?;
+        let mut disk: Disk = self.world.open(image.bytes(), None, &FIRST)?;
         let cells = self.read_all(&mut disk, image)?;
         if self.world.plain_cells(image.bytes()).is_some_and(|plain| plain != cells) {
             return Err("another reader of the recovered image sees another content".into());
