@@ -48,10 +48,10 @@ fuzz TARGET SECONDS="60":
 fuzz-smoke SECONDS="60":
     ORLOP_FUZZ_SECONDS={{SECONDS}} cargo test --release --test fuzz_replay -- --nocapture
 
-# Compare with qemu-nbd and nbdkit; options as in benches/peers.sh
+# Compare with other NBD servers, data verified first; options as in benches/peers
 bench-peers *ARGS:
     cargo build --release
-    ORLOP=target/release/orlop benches/peers.sh {{ARGS}}
+    python3 benches/peers --orlop target/release/orlop {{ARGS}}
 
 # What a client notices of others' abuse; options as in benches/abuse.py
 bench-abuse *ARGS:
@@ -71,6 +71,7 @@ fsx OPERATIONS="340000" LIVES="40":
 bench:
     cargo bench --bench resolve
     cargo bench --bench commit
+    cargo bench --bench repositories
 
 # What programs by others make of our images and of our server
 interop:

@@ -127,7 +127,7 @@ impl Store for Directory {
                 FileType::Unknown => EntryKind::Unknown,
                 other => EntryKind::Other(words_for(other)),
             };
-            entries.push(Entry { name: name.to_owned(), kind });
+            entries.push(Entry { name: name.to_owned(), kind, file: Some(entry.ino()) });
         }
         Ok(entries)
     }

@@ -23,6 +23,7 @@ mod gc;
 mod grow;
 mod intent;
 mod leasing;
+mod looking;
 mod names;
 mod offline;
 mod record;
