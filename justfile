@@ -39,7 +39,7 @@ crash-life SEED:
 nbd-model N="20000":
     ORLOP_MODEL_LIVES={{N}} cargo test --release --test nbd_model -- --nocapture
 
-# Fuzz a target (vhd_open, nbd_receive, engine_requests, nbd_session) with libFuzzer; needs cargo-fuzz
+# Fuzz a target (vhd_open, nbd_receive, engine_requests, nbd_session, management) with libFuzzer; needs cargo-fuzz
 fuzz TARGET SECONDS="60":
     mkdir -p target/fuzz-corpus/{{TARGET}}
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} target/fuzz-corpus/{{TARGET}} fuzz/corpus/{{TARGET}} -- -max_total_time={{SECONDS}} -max_len=65536
@@ -48,10 +48,10 @@ fuzz TARGET SECONDS="60":
 fuzz-smoke SECONDS="60":
     ORLOP_FUZZ_SECONDS={{SECONDS}} cargo test --release --test fuzz_replay -- --nocapture
 
-# Compare with qemu-nbd and nbdkit; options as in benches/peers.sh
+# Compare with other NBD servers, data verified first; options as in benches/peers
 bench-peers *ARGS:
     cargo build --release
-    ORLOP=target/release/orlop benches/peers.sh {{ARGS}}
+    python3 benches/peers --orlop target/release/orlop {{ARGS}}
 
 # What a client notices of others' abuse; options as in benches/abuse.py
 bench-abuse *ARGS:

@@ -198,17 +198,22 @@ pub(super) fn shown(text: &str) -> String {
 
 /// Adds text to a document. What XML does not have becomes U+FFFD.
 pub(super) fn escape(out: &mut String, text: &str) {
-    for letter in text.chars() {
-        match letter {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
+    let mut rest = 0;
+    for (at, letter) in text.char_indices() {
+        let written = match letter {
+            '&' => "&amp;",
+            '<' => "&lt;",
+            '>' => "&gt;",
             // A reader makes a newline of it otherwise.
-            '\r' => out.push_str("&#13;"),
-            letter if is_xml(letter) => out.push(letter),
-            _ => out.push('\u{FFFD}'),
-        }
+            '\r' => "&#13;",
+            letter if is_xml(letter) => continue,
+            _ => "\u{FFFD}",
+        };
+        out.push_str(&text[rest..at]);
+        out.push_str(written);
+        rest = at + letter.len_utf8();
     }
+    out.push_str(&text[rest..]);
 }
 
 /// Adds an element that only holds text.

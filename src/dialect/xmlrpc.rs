@@ -4,7 +4,6 @@
 //! Refuses types it does not know, members named twice, and anything beside what the form has.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use super::base64;
 use super::xml::{self, Document, Element, XmlError, escape, shown};
@@ -341,8 +340,11 @@ fn write_value(out: &mut String, value: &Value) {
             out.push_str("</struct>");
         }
     }
-    // Writing to a string cannot fail.
-    let _written = writeln!(out, "</value>");
+    out.push_str("</value>");
+    // Python's writer breaks the line after everything else, and xapi has read no other.
+    if *value != Value::Nil {
+        out.push('\n');
+    }
 }
 
 #[cfg(test)]
@@ -484,7 +486,13 @@ mod tests {
     #[test]
     fn responses_have_the_bytes_that_xapi_reads() {
         let nil = "<?xml version='1.0'?>\n<methodResponse>\n<params>\n<param>\n\
-            <value><nil/></value>\n</param>\n</params>\n</methodResponse>\n";
+            <value><nil/></value></param>\n</params>\n</methodResponse>\n";
         assert_eq!(write_response(&Response::Value(Value::Nil)), nil.as_bytes());
+        let vdi = "<?xml version='1.0'?>\n<methodResponse>\n<params>\n<param>\n<value><struct>\n\
+            <member>\n<name>location</name>\n<value><string>a</string></value>\n</member>\n\
+            <member>\n<name>uuid</name>\n<value><string>a</string></value>\n</member>\n\
+            </struct></value>\n</param>\n</params>\n</methodResponse>\n";
+        let value = Value::map([("location", Value::text("a")), ("uuid", Value::text("a"))]);
+        assert_eq!(write_response(&Response::Value(value)), vdi.as_bytes());
     }
 }

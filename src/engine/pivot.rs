@@ -186,3 +186,218 @@ impl Disk {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Disk;
+    use super::super::effect::{Effect, FileId, IoError, Outcome, Target};
+    use super::super::request::{Answer, FaultKind, Reply, Request, RequestId};
+    use super::super::units::{ByteLen, DiskOffset, Extent, RegionId, Span};
+    use super::PivotError;
+    use crate::engine::layer::{
+        Blocked, Corrupt, Hollow, Layer, Leaf, Located, MetaPage, PlaceNote, PlaceToken, Placed,
+        Wave, WaveNo,
+    };
+    use crate::engine::units::FileOffset;
+
+    const SIZE: ByteLen = ByteLen::new(8192);
+
+    /// A leaf that has everything (or nothing, until it is written), and needs a page for it.
+    struct Plain {
+        size: ByteLen,
+        holds: bool,
+        learnt: bool,
+    }
+
+    impl Layer for Plain {
+        fn size(&self) -> ByteLen {
+            self.size
+        }
+
+        fn locate(&mut self, wanted: Extent) -> Located {
+            match (self.learnt, self.holds) {
+                (false, _) => Located::Ask(MetaPage { at: FileOffset::new(0), len: 512 }),
+                (true, true) => Located::Here(FileOffset::new(wanted.at.get()), wanted.len),
+                (true, false) => Located::Below(wanted.len),
+            }
+        }
+
+        fn learn(&mut self, _page: MetaPage, _bytes: &[u8]) -> Result<(), Corrupt> {
+            self.learnt = true;
+            Ok(())
+        }
+    }
+
+    impl Leaf for Plain {
+        fn place(&mut self, wanted: Extent) -> Result<Placed, Blocked> {
+            let token = PlaceToken { block: 0, note: PlaceNote::Nothing };
+            let at = FileOffset::new(wanted.at.get());
+            Ok(Placed { extent: wanted, at, settled: true, token })
+        }
+
+        fn hollow(&mut self, wanted: Extent) -> Result<Hollow, Blocked> {
+            self.place(wanted).map(Hollow::Punch)
+        }
+
+        fn landed(&mut self, _placed: &Placed) {
+            self.holds = true;
+        }
+
+        fn failed(&mut self, _placed: &Placed) {}
+
+        fn scrubbed(&mut self, _block: u32) {}
+
+        fn scrub_failed(&mut self, _block: u32) {}
+
+        fn dirty(&self) -> bool {
+            false
+        }
+
+        fn wave(&mut self, _n: WaveNo) -> Option<Wave> {
+            None
+        }
+
+        fn settled(&mut self) {}
+
+        fn abandoned(&mut self) {}
+    }
+
+    fn plain(holds: bool, learnt: bool) -> Box<Plain> {
+        Box::new(Plain { size: SIZE, holds, learnt })
+    }
+
+    fn extent() -> Extent {
+        Extent::new(DiskOffset::new(0), ByteLen::new(4096))
+    }
+
+    fn span() -> Span {
+        Span { region: RegionId(0), start: 0, len: 4096 }
+    }
+
+    fn write(disk: &mut Disk, id: u64) {
+        let request = Request::Write { extent: extent(), from: span(), fua: false };
+        disk.submit(RequestId(id), request);
+    }
+
+    fn read(disk: &mut Disk, id: u64) {
+        disk.submit(RequestId(id), Request::Read { extent: extent(), into: span() });
+    }
+
+    /// The one effect there is.
+    fn only(disk: &mut Disk) -> Effect {
+        let effect = disk.poll_effect().expect("something is to be done");
+        assert_eq!(disk.poll_effect(), None);
+        effect
+    }
+
+    fn answers(disk: &mut Disk) -> Vec<(u64, bool)> {
+        let reply = |reply: Reply| (reply.id.0, reply.result.is_ok());
+        std::iter::from_fn(|| disk.poll_reply()).map(reply).collect()
+    }
+
+    #[test]
+    fn a_hold_waits_for_what_runs_and_keeps_what_comes_but_no_reads() {
+        let mut disk = Disk::writable(plain(true, true), FileId(0), Vec::new());
+        write(&mut disk, 1);
+        let running = only(&mut disk);
+        disk.submit(RequestId(2), Request::Hold);
+        write(&mut disk, 3);
+        disk.submit(RequestId(4), Request::Discard { extent: extent(), fua: true });
+        read(&mut disk, 5);
+        let reading = only(&mut disk);
+        disk.complete(reading.id(), Outcome::Done);
+        assert_eq!(answers(&mut disk), [(5, true)]);
+        assert_eq!(disk.pivot(plain(false, true), FileId(1)), Err(PivotError::NotHeld));
+        disk.complete(running.id(), Outcome::Done);
+        let sync = only(&mut disk);
+        assert!(matches!(sync, Effect::Sync { .. }), "{sync:?}");
+        assert!(!disk.is_held());
+        disk.complete(sync.id(), Outcome::Done);
+        assert_eq!(answers(&mut disk), [(1, true), (2, true)]);
+        assert!(disk.is_held());
+        disk.submit(RequestId(6), Request::Flush);
+        assert_eq!((answers(&mut disk), disk.poll_effect()), (vec![(6, true)], None));
+        let other = Box::new(Plain { size: ByteLen::new(512), holds: false, learnt: true });
+        assert_eq!(disk.pivot(other, FileId(1)), Err(PivotError::OtherSize));
+        assert_eq!(disk.pivot(plain(false, true), FileId(1)), Ok(()));
+        assert_eq!((disk.depth(), disk.poll_effect()), (2, None));
+        disk.release();
+        let late = only(&mut disk);
+        assert_eq!(late.file(), FileId(1), "it goes to the new leaf: {late:?}");
+        disk.complete(late.id(), Outcome::Done);
+        assert_eq!(answers(&mut disk)[0], (3, true));
+    }
+
+    #[test]
+    fn a_hold_that_is_given_up_fails_and_holds_nothing() {
+        let mut disk = Disk::writable(plain(true, true), FileId(0), Vec::new());
+        write(&mut disk, 1);
+        let running = only(&mut disk);
+        disk.submit(RequestId(2), Request::Hold);
+        disk.submit(RequestId(3), Request::Hold);
+        assert_eq!(answers(&mut disk), [(3, false)], "one at a time");
+        write(&mut disk, 4);
+        assert_eq!(disk.poll_effect(), None);
+        disk.release();
+        assert_eq!(answers(&mut disk), [(2, false)]);
+        let late = only(&mut disk);
+        for effect in [running, late] {
+            disk.complete(effect.id(), Outcome::Done);
+        }
+        assert_eq!(answers(&mut disk), [(1, true), (4, true)]);
+        assert_eq!(disk.pivot(plain(false, true), FileId(1)), Err(PivotError::NotHeld));
+    }
+
+    #[test]
+    fn a_hold_whose_sync_fails_stops_the_disk_and_everyone_hears_of_it() {
+        let mut disk = Disk::writable(plain(true, true), FileId(0), Vec::new());
+        write(&mut disk, 1);
+        let running = only(&mut disk);
+        disk.submit(RequestId(2), Request::Hold);
+        write(&mut disk, 3);
+        disk.complete(running.id(), Outcome::Done);
+        let sync = only(&mut disk);
+        disk.complete(sync.id(), Outcome::Failed(IoError::EIO));
+        let mut told = answers(&mut disk);
+        told.sort_unstable();
+        assert_eq!(told, [(1, true), (2, false), (3, false)]);
+        assert_eq!((disk.in_flight(), disk.is_held()), (0, false));
+    }
+
+    #[test]
+    fn a_read_that_waits_for_a_page_of_the_old_leaf_gets_it_under_the_new_one() {
+        let mut disk = Disk::writable(plain(true, false), FileId(0), Vec::new());
+        read(&mut disk, 1);
+        let page = only(&mut disk);
+        assert!(matches!(page, Effect::Read { into: Target::Owned(_), .. }), "{page:?}");
+        disk.submit(RequestId(2), Request::Hold);
+        assert_eq!(answers(&mut disk), [(2, true)]);
+        assert_eq!(disk.pivot(plain(false, true), FileId(1)), Ok(()));
+        read(&mut disk, 3);
+        assert_eq!(disk.poll_effect(), None, "it waits for the same page");
+        disk.release();
+        disk.complete(page.id(), Outcome::Bytes(vec![0; 512]));
+        while let Some(effect) = disk.poll_effect() {
+            assert_eq!(effect.file(), FileId(0));
+            disk.complete(effect.id(), Outcome::Done);
+        }
+        assert_eq!(answers(&mut disk), [(1, true), (3, true)]);
+    }
+
+    #[test]
+    fn what_is_only_read_cannot_be_held() {
+        let layer = super::super::FrozenLayer { layer: plain(true, true), file: FileId(0) };
+        let mut disk = Disk::read_only(vec![layer]).expect("there is a layer");
+        disk.submit(RequestId(1), Request::Hold);
+        let refused = disk.poll_reply().map(|reply| reply.result);
+        let kind = match refused {
+            Some(Err(fault)) => fault.kind,
+            other => unreachable!("{other:?}"),
+        };
+        assert_eq!(kind, FaultKind::ReadOnly);
+        read(&mut disk, 2);
+        let reading = only(&mut disk);
+        disk.complete(reading.id(), Outcome::Done);
+        assert_eq!(disk.poll_reply().map(|reply| reply.result), Some(Ok(Answer::Done)));
+    }
+}

@@ -14,7 +14,7 @@ use orlop::host::sim::rng::Rng;
 use crate::bugs::Bug;
 use crate::probe::read_disk;
 use crate::tag::Tag;
-use crate::world::{FIRST, RecoveryStep, World};
+use crate::world::{RecoveryStep, World};
 
 /// Images remembered before the memory is emptied.
 const MEMO_LIMIT: usize = 60_000;
@@ -164,7 +164,7 @@ impl<'w> Checker<'w> {
     }
 
     fn read(&mut self, image: &Image) -> Verdict {
-        let mut disk: Disk = self.world.open(image.bytes(), None, &FIRST)?;
+        let mut disk: Disk = self.world.open(image.bytes(), None)?;
         let cells = self.read_all(&mut disk, image)?;
         if self.world.plain_cells(image.bytes()).is_some_and(|plain| plain != cells) {
             return Err("another reader of the recovered image sees another content".into());

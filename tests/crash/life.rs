@@ -117,7 +117,8 @@ impl<'w> Life<'w> {
         for parent in world.parents() {
             ids.push(host.add_file(SimFile::new(orlop::host::sim::fs::Backing::File, parent)));
         }
-        let disk = world.open(world.leaf(), style.bug, &ids).expect("the world's own image opens");
+        let disk =
+            world.open_as(world.leaf(), style.bug, &ids).expect("the world's own image opens");
         Self {
             world,
             style,
@@ -479,7 +480,7 @@ impl<'w> Life<'w> {
         self.wire = Wire::new(self.style.bug);
         self.struck_before = self.host.struck();
         let bytes = self.host.file(self.file).live().bytes();
-        match self.world.open(bytes, self.style.bug, &self.ids) {
+        match self.world.open_as(bytes, self.style.bug, &self.ids) {
             Ok(disk) => {
                 self.disk = disk;
                 // What is open is durable: the opening synced.

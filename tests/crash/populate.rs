@@ -9,7 +9,7 @@ use orlop::host::sim::host::{ARENA, SimHost, Step};
 use orlop::host::sim::rng::Rng;
 
 use crate::tag::{CELL, Tag};
-use crate::world::{FIRST, World};
+use crate::world::World;
 
 /// Writes `eighths` eighths of the disk's sectors, in no order, as disk number `disk`; returns the
 /// leaf's bytes after a flush. Write numbers count down from the largest, so that no life's own
@@ -20,7 +20,7 @@ pub(crate) fn populate(world: &World, disk: u8, eighths: usize, rng: &mut Rng) -
     for parent in world.parents() {
         host.add_file(SimFile::new(Backing::File, parent));
     }
-    let mut subject = world.open(world.leaf(), None, &FIRST).expect("a fresh image opens");
+    let mut subject = world.open(world.leaf(), None).expect("a fresh image opens");
     let sectors = world.cells() / 4;
     let mut order: Vec<u32> = (0..sectors).collect();
     for at in (1..order.len()).rev() {

@@ -62,7 +62,7 @@ pub(crate) struct Plan {
 }
 
 /// The files of a chain, its own first, where nobody says otherwise.
-pub(crate) const FIRST: [FileId; 8] = {
+const FIRST: [FileId; 8] = {
     let mut ids = [FileId(0); 8];
     let mut at = 0;
     while at < ids.len() {
@@ -243,7 +243,7 @@ impl World {
     }
 
     fn read(&self) -> Result<Vec<Tag>, String> {
-        let mut disk = self.open(&self.leaf, None, &FIRST)?;
+        let mut disk = self.open(&self.leaf, None)?;
         let mut files: Vec<&[u8]> = vec![&self.leaf];
         files.extend(self.parents.iter().map(Vec::as_slice));
         read_disk(&mut disk, &files)
@@ -316,7 +316,15 @@ impl World {
     ///
     /// # Errors
     /// When the image cannot be opened.
-    pub(crate) fn open(
+    pub(crate) fn open(&self, bytes: &[u8], bug: Option<Bug>) -> Result<Disk, String> {
+        self.open_as(bytes, bug, &FIRST)
+    }
+
+    /// The same with files of these names, its own first.
+    ///
+    /// # Errors
+    /// When the image cannot be opened.
+    pub(crate) fn open_as(
         &self,
         bytes: &[u8],
         bug: Option<Bug>,

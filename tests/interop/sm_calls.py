@@ -1,6 +1,8 @@
 """Calls of the Storage Manager API through Python's own XML-RPC client, over a unix socket."""
 
+import contextlib
 import http.client
+import os
 import socket
 import uuid
 import xml.etree.ElementTree as ElementTree
@@ -51,6 +53,19 @@ def value(element, name):
     found = element.findall(name)
     assert len(found) == 1, "%d elements <%s>" % (len(found), name)
     return (found[0].text or "").strip()
+
+
+@contextlib.contextmanager
+def used(in_use, vdi, path):
+    """Somebody has the VDI's file open: really, or as the stand-in for who serves it is told."""
+    if not in_use:
+        with open(path, "rb"):
+            yield
+        return
+    mark = os.path.join(in_use, vdi)
+    open(mark, "w").close()
+    yield
+    os.unlink(mark)
 
 
 class Caller:

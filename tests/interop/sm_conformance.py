@@ -4,15 +4,15 @@
 Usage: sm_conformance.py SOCKET OTHER-SOCKET DIRECTORY SMALL IN-USE
 
 Two daemons stand for two hosts; DIRECTORY is for SRs that both reach, SMALL is a small file system
-("" when there is none), and a file IN-USE/<vdi> says that somebody has that VDI's file open. Each
-case names the sentence it stands for.
+("" when there is none). A file IN-USE/<vdi> stands for somebody who has that VDI's file open; where
+VDIs are really served IN-USE is "". Each case names the sentence it stands for.
 """
 
 import os
 import sys
 import traceback
 
-from sm_calls import CODES, Caller, document, fresh, value
+from sm_calls import CODES, Caller, document, fresh, used, value
 
 MIB = 1 << 20
 CASES = []
@@ -751,11 +751,9 @@ def _(world):
     sr = world.sr()
     vdi = sr.vdi()
     answer = sr("vdi_attach", vdi=vdi)
-    mark = os.path.join(world.in_use, vdi)
-    open(mark, "w").close()
-    sr.fails("EBUSY", "vdi_detach", vdi=vdi)
-    assert sr("vdi_attach", vdi=vdi) == answer
-    os.unlink(mark)
+    with used(world.in_use, vdi, value(document(answer), "path")):
+        sr.fails("EBUSY", "vdi_detach", vdi=vdi)
+        assert sr("vdi_attach", vdi=vdi) == answer
     assert sr("vdi_detach", vdi=vdi) == 0
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import xmlrpc.client
 
-from sm_calls import Caller, Connection, fresh
+from sm_calls import Caller, Connection, fresh, used
 
 MIB = 1 << 20
 
@@ -91,10 +91,9 @@ def main():
     assert call("vdi_epoch_begin", vdi=vdi, vdi_on_boot="persist") is None
     fault(38, call, "vdi_epoch_begin", vdi=vdi, vdi_on_boot="reset")
     assert call("vdi_epoch_end", vdi=vdi) is None
-    mark = os.path.join(in_use, vdi)
-    open(mark, "w").close()
-    fault(24, call, "vdi_detach", vdi=vdi)
-    os.unlink(mark)
+    if in_use:
+        with used(in_use, vdi, None):
+            fault(24, call, "vdi_detach", vdi=vdi)
     assert call("vdi_deactivate", vdi=vdi) is None
     assert call("vdi_detach", vdi=vdi) is None
     fault(46, call, "vdi_attach", "true", vdi=fresh())

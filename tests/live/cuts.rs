@@ -87,16 +87,12 @@ fn holds_a_prefix(sectors: &[u64], number: u64, ops: &[Op], least: usize, most: 
         usize::try_from(number * PART).unwrap()..usize::try_from((number + 1) * PART).unwrap();
     let mut state = vec![Sector::default(); usize::try_from(PART * CLIENTS).unwrap()];
     ops[..least].iter().for_each(|op| apply(&mut state, op));
-    for step in least..=most {
-        let same = |at: usize| state[at].is(sectors[at]);
-        if part.clone().all(same) {
-            return true;
-        }
-        if step < most {
-            apply(&mut state, &ops[step]);
-        }
-    }
-    false
+    let is_it = |state: &[Sector]| part.clone().all(|at| state[at].is(sectors[at]));
+    is_it(&state)
+        || ops[least..most].iter().any(|op| {
+            apply(&mut state, op);
+            is_it(&state)
+        })
 }
 
 /// Waits until every client has done something more.

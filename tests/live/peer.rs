@@ -1,4 +1,4 @@
-//! An NBD client that does one thing at a time, and disks whose every sector says who wrote it when.
+//! An NBD client that does one thing at a time, and disks whose sectors say who wrote them when.
 
 use std::fs::File;
 use std::io::{Read, Write};

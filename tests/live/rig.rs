@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use orlop::control::command::About;
 use orlop::control::{
-    Access, AttachMode, Attacher, Code, Command, Control, Error, Outcome, Settings,
+    Access, AttachMode, AttachRequest, Attacher, Code, Command, Control, Error, Outcome, Settings,
 };
 use orlop::engine::units::{ByteLen, DiskOffset};
 use orlop::host::Aio;
 use orlop::live::{Live, LiveSettings};
-use orlop::sr::{DataFormat, DeviceConfig, Directory, OfflineDisk, SrUuid, Store, VdiUuid};
+use orlop::sr::{
+    Cut, DataFile, DataFormat, DeviceConfig, Directory, Failure, OfflineDisk, SrUuid, Store,
+    VdiUuid,
+};
 
 use super::foreign;
 
@@ -38,12 +41,41 @@ impl Default for Shape {
     }
 }
 
+/// Serves as it does, and notes how long that takes.
+struct Timed {
+    live: Arc<Live>,
+    times: Arc<Mutex<Vec<Duration>>>,
+}
+
+impl Attacher for Timed {
+    fn attach(&self, request: &AttachRequest) -> Result<Access, Failure> {
+        let start = Instant::now();
+        let attached = self.live.attach(request);
+        self.times.lock().unwrap().push(start.elapsed());
+        attached
+    }
+
+    fn detach(&self, sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {
+        self.live.detach(sr, vdi)
+    }
+
+    fn broken(&self, sr: SrUuid, file: &DataFile, failure: &Failure) {
+        self.live.broken(sr, file, failure);
+    }
+
+    fn cut(&self, sr: SrUuid, vdi: VdiUuid) -> Option<Box<dyn Cut + '_>> {
+        self.live.cut(sr, vdi)
+    }
+}
+
 /// The control, what serves, and where it all lies.
 pub(crate) struct Rig {
     pub(crate) control: Arc<Control>,
     pub(crate) live: Arc<Live>,
     pub(crate) runtime: tokio::runtime::Runtime,
     pub(crate) sr: SrUuid,
+    /// How long the attachments took, without what the repository does.
+    pub(crate) times: Arc<Mutex<Vec<Duration>>>,
     dir: PathBuf,
     _own: Option<tempfile::TempDir>,
 }
@@ -93,9 +125,11 @@ impl Rig {
             mounts: dir.join("mounts"),
             patience: Duration::from_secs(20),
         };
-        let control = Control::new(settings, Arc::clone(&live) as Arc<dyn Attacher>).unwrap();
+        let times = Arc::default();
+        let timed = Timed { live: Arc::clone(&live), times: Arc::clone(&times) };
+        let control = Arc::new(Control::new(settings, Arc::new(timed)).unwrap());
         let sr = SrUuid::from_bytes([7; 16]);
-        Self { control: Arc::new(control), live, runtime, sr, dir: dir.to_owned(), _own: None }
+        Self { control, live, runtime, sr, times, dir: dir.to_owned(), _own: None }
     }
 
     pub(crate) fn place(&self) -> PathBuf {
@@ -117,8 +151,6 @@ impl Rig {
         assert!(!self.socket().exists(), "the socket is left");
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(!mounts.contains(self.tree().to_str().unwrap()), "the mount is left");
-        let threads = std::fs::read_dir("/proc/self/task").unwrap();
-        drop(threads);
     }
 
     pub(crate) fn call(&self, command: Command) -> Outcome {

@@ -2,8 +2,10 @@
 //! while.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use orlop::api::ApiLimits;
@@ -256,4 +258,35 @@ fn the_end_waits_for_calls_and_for_nobody_else() {
     std::fs::remove_file(&hold).unwrap();
     assert!(asking.join().unwrap().unwrap()["path"].is_string());
     daemon.end();
+}
+
+/// What is logged while the tests run.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn each_call_is_logged_with_its_caller() {
+    tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).init();
+    let daemon = Daemon::new();
+    let missing = "d0d0d0d0-1111-2222-3333-444444444444";
+    daemon.json("sr_scan", json!({"sr": missing})).unwrap_err();
+    let log = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(missing)).collect();
+    let [line] = lines[..] else { panic!("not one line but {lines:?}") };
+    let uid = std::fs::metadata(daemon.socket()).map(|meta| meta.uid()).unwrap();
+    for part in ["sr_scan", "ENODEV", "/v1", &format!("uid={uid}"), "gid="] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(line.contains(&format!("pid={}", std::process::id())), "{line}");
 }
