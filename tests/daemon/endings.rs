@@ -167,3 +167,22 @@ fn a_second_signal_changes_nothing_and_calls_under_way_end() {
     assert!(!scan["vdis"].as_array().unwrap().is_empty());
     daemon.stop();
 }
+
+#[test]
+fn a_disk_whose_file_is_open_is_not_detached() {
+    if !foreign::have(&["fusermount3"]) {
+        return;
+    }
+    let house = House::new();
+    let daemon = house.start(&[]);
+    house.sr("sr");
+    house.done(&["vdi", "create", "-s", "1M", "--label", "root"]);
+    let (path, _) = house.attached("root");
+    let open = std::fs::File::open(&path).unwrap();
+    let told = house.json(4, &["vdi", "detach", "root"]);
+    assert_eq!(told["error"]["code"], "EBUSY");
+    drop(open);
+    house.done(&["vdi", "detach", "root"]);
+    assert!(!path.exists());
+    daemon.stop();
+}

@@ -162,6 +162,19 @@ fn a_full_device_is_told_and_every_verb_leaves_what_was_there() {
             assert!(!name.contains("tmp") && !name.contains("intent"), "{verb:?} left {name}");
         }
     }
+    // And of what is in use, which goes on being used.
+    house.done(&["vdi", "attach", "plain"]);
+    stuff(&stuffing);
+    let told = house.json(1, &["vdi", "snapshot", "plain"]);
+    assert_eq!(told["error"]["code"], "ENOSPC", "{told}");
+    std::fs::remove_file(&stuffing).unwrap();
+    assert_eq!(scan(), before);
+    let uri = house.done(&["vdi", "show", "plain", "--nbd-uri"]);
+    if foreign::have(&["qemu-io"]) {
+        let write = ["-f", "raw", "-c", "write -P 7 0 64k", "-c", "read -P 7 0 64k", &uri];
+        foreign::run("qemu-io", &write);
+    }
+    house.done(&["vdi", "detach", "plain"]);
     // Deleting is how one gets out of this.
     stuff(&stuffing);
     house.done(&["vdi", "delete", "plain", "--yes"]);

@@ -1,10 +1,12 @@
 //! Every verb of `orlop sr` and `orlop vdi`: what it does, says and ends with.
 
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use serde_json::json;
 
+use crate::foreign;
 use crate::house::House;
 
 fn both<'a>(words: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -91,6 +93,21 @@ fn a_vdi_is_made_used_and_deleted() {
     let qemu = house.done(&["vdi", "show", "boot", "--qemu"]);
     let wanted = format!("server.path={},export={fixed}", socket.display());
     assert!(qemu.contains(&wanted), "{qemu}");
+    if foreign::have(&["qemu-storage-daemon"]) {
+        // The part of it that a program without machines understands, checked by that program.
+        let node = qemu.strip_prefix("-blockdev '").unwrap().split('\'').next().unwrap();
+        let mut command = Command::new("timeout");
+        command.args(["20", "qemu-storage-daemon", "--blockdev", node, "--chardev"]);
+        command.args(["stdio,id=c", "--monitor", "chardev=c"]).stdin(std::process::Stdio::piped());
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut asked = child.stdin.take().unwrap();
+        let ask = b"{'execute':'qmp_capabilities'}{'execute':'query-named-block-nodes'}{'execute':'quit'}";
+        asked.write_all(ask).unwrap();
+        let output = child.wait_with_output().unwrap();
+        drop(asked);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(told.contains("\"virtual-size\": 131072"), "{told}");
+    }
     let libvirt = house.done(&["vdi", "show", "boot", "--libvirt"]);
     assert!(libvirt.contains(&format!("socket='{}'", socket.display())), "{libvirt}");
     for busy in [&["resize", "boot", "1M"][..], &["delete", "boot", "--yes"], &["clone", "boot"]] {
