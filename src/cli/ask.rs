@@ -114,7 +114,7 @@ impl AskOptions {
             let scan = self.scan(&sr.sr)?;
             let hidden = scan.hidden.len();
             all.extend(scan.vdis.iter().cloned().map(|vdi| {
-                let children = children_of(&scan, &vdi.uuid);
+                let children = scan.children_of(&vdi.uuid);
                 Found { sr: sr.clone(), vdi, children }
             }));
             tracing::debug!(sr = sr.sr, hidden, "scanned");
@@ -127,12 +127,6 @@ impl AskOptions {
             None => Err(unknown("VDI", word, "'orlop vdi list' shows those of attached SRs")),
         }
     }
-}
-
-fn children_of(scan: &Scan, vdi: &str) -> Vec<String> {
-    let all = scan.vdis.iter().chain(&scan.hidden);
-    let of_it = all.filter(|other| other.parent.as_deref() == Some(vdi));
-    of_it.map(|child| child.uuid.clone()).collect()
 }
 
 /// An answer of ours for programs.
@@ -188,6 +182,15 @@ pub(super) struct Scan {
     pub(super) hidden: Vec<Vdi>,
     #[serde(default)]
     pub(super) findings: Vec<Finding>,
+}
+
+impl Scan {
+    /// Those that need the data of a VDI.
+    pub(super) fn children_of(&self, vdi: &str) -> Vec<String> {
+        let all = self.vdis.iter().chain(&self.hidden);
+        let of_it = all.filter(|other| other.parent.as_deref() == Some(vdi));
+        of_it.map(|child| child.uuid.clone()).collect()
+    }
 }
 
 /// A VDI.

@@ -16,6 +16,8 @@ use crate::dialect::argv::{self, Printed};
 
 /// What both dialects are.
 const XML: &str = "text/xml";
+/// What begins the name of a plugin that must not be taken for another's.
+const OWN: &str = "orlop";
 /// What ends a plugin's name.
 const PLUGIN: &str = "SR";
 
@@ -58,13 +60,19 @@ pub(super) fn main(options: &SmOptions, out: &mut dyn Write) -> ExitCode {
     ExitCode::from(printed.status)
 }
 
-/// The type of SR that this process was started as a plugin for.
+/// The type of SR that this process was started as a plugin for: `FileSR` is for `file`, and so is
+/// `orlopfileSR`, which leaves xapi's own plugins alone.
 pub(super) fn plugin(arguments: &[OsString]) -> Option<String> {
     let name = Path::new(arguments.first()?).file_name()?.to_str()?;
     if !name.ends_with(PLUGIN) {
         return None;
     }
-    argv::plugin_driver(name)
+    let driver = argv::plugin_driver(name)?;
+    match driver.strip_prefix(OWN) {
+        Some("") => Some("file".to_owned()),
+        Some(driver) => Some(driver.to_owned()),
+        None => Some(driver),
+    }
 }
 
 /// Relays a plugin's only word, and prints the answer. Ends with 0 as soon as something is printed:
@@ -85,5 +93,19 @@ pub(super) fn relay(driver: &str, arguments: &[OsString]) -> ExitCode {
     match out.write_all(&answer).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plugin;
+
+    #[test]
+    fn a_plugin_s_name_says_its_type() {
+        let of = |name: &str| plugin(&[name.into()]);
+        let names = ["/opt/xensource/sm/FileSR", "orlopfileSR", "./orlopSR", "orlopextSR", "EXTSR"];
+        let types = ["file", "file", "file", "ext", "ext"].map(|kind| Some(kind.to_owned()));
+        assert_eq!(names.map(of), types);
+        assert_eq!(["orlop", "/sr/orlop", "SR", "a-SR"].map(of), [None, None, None, None]);
     }
 }

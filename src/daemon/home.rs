@@ -95,8 +95,10 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), HomeError> {
 
 fn take(state: &Path) -> Result<File, HomeError> {
     let path = state.join(LOCK);
-    let options = File::options().read(true).write(true).create(true).mode(0o600).open(&path);
-    let mut file = options.map_err(failed(&path, "open it"))?;
+    let mut options = File::options();
+    // What stands in it names whoever holds it.
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(failed(&path, "open it"))?;
     if let Err(errno) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
         let error = io::Error::from(errno);
         if error.kind() != io::ErrorKind::WouldBlock {

@@ -39,11 +39,11 @@ pub enum DaemonError {
         /// What was tried.
         doing: &'static str,
         /// Why not.
-        error: LiveError,
+        error: Box<LiveError>,
     },
     /// What was attached is not known.
     #[error("{0}")]
-    Control(#[from] Error),
+    Control(Box<Error>),
     /// The management socket.
     #[error("{}: the management socket: {error}", place.display())]
     Socket {
@@ -68,6 +68,18 @@ pub enum DaemonError {
         /// How long it had.
         within: Duration,
     },
+}
+
+impl From<Error> for DaemonError {
+    fn from(error: Error) -> Self {
+        Self::Control(Box::new(error))
+    }
+}
+
+impl DaemonError {
+    fn live(doing: &'static str) -> impl Fn(LiveError) -> Self {
+        move |error| Self::Live { doing, error: Box::new(error) }
+    }
 }
 
 /// Reads the configuration again: what changed and needs a new start, or why it was not read.
@@ -116,9 +128,8 @@ async fn live(
         Err(error) => (Err(error.into()), None),
     };
     let stopped = within(settings.stop, "the disks", live.stop()).await;
-    let stopped = stopped.and_then(|stopped| {
-        stopped.map_err(|error| DaemonError::Live { doing: "make all disks durable", error })
-    });
+    let stopped =
+        stopped.and_then(|stopped| stopped.map_err(DaemonError::live("make all disks durable")));
     if let Some(control) = control {
         for failure in blocking(move || control.release()).await? {
             tracing::warn!(%failure, "it stays as it is; the next start takes it over");
@@ -184,7 +195,7 @@ async fn start_live(settings: &Settings) -> Result<Arc<Live>, DaemonError> {
         aio: settings.aio,
         allow_other: settings.allow_other,
     };
-    let failed = |error| DaemonError::Live { doing: "serve disks", error };
+    let failed = DaemonError::live("serve disks");
     let without = match settings.fuse {
         Fuse::Off => None,
         Fuse::On => return Live::start(wanted).await.map_err(failed),

@@ -85,6 +85,10 @@ fn an_sr_on_a_device_lives_through_snapshots_detaches_and_restarts() {
     assert_eq!(house.mounts(), Vec::<String>::new());
     device.fsck();
     let daemon = house.start(&[]);
+    // A killed one leaves it mounted, and the next takes that over.
+    daemon.kill();
+    assert!(house.mounts().len() > 1, "{:?}", house.mounts());
+    let daemon = house.start(&[]);
     foreign::assert_same(&std::fs::read(&below).unwrap(), &old, "the snapshot, again");
     foreign::assert_same(&std::fs::read(&file).unwrap(), &new, "the disk, again");
     house.fails(4, &["sr", "detach", "dev"]);

@@ -200,6 +200,10 @@ fn snapshots_and_clones_are_a_tree() {
     assert!(told.contains("1 others keep"), "{told}");
     house.done(&["vdi", "delete", "before", "--yes"]);
     house.done(&["vdi", "delete", "copy", "--yes"]);
+    let plan = house.json(0, &["sr", "gc", "sr", "--dry-run"]);
+    let merges = plan["merge"].as_array().unwrap();
+    assert!(merges.iter().any(|merge| merge["parent"] == json!(snap)), "{plan}");
+    assert_eq!((&plan["remove"], merges.len()), (&json!([]), 2));
     let collected = house.json(0, &["sr", "gc", "sr"]);
     assert_eq!(collected["merged"].as_array().unwrap().len(), 2, "{collected}");
     assert!(house.done(&["sr", "gc", "sr"]).starts_with("removed 0, merged 0, left 0"));

@@ -65,6 +65,9 @@ enum Verb {
     Gc {
         /// The SR
         sr: String,
+        /// Only say what there is to be removed and merged
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
 }
 
@@ -159,7 +162,8 @@ pub(super) fn run(options: &SrOptions, out: &mut dyn Write) -> Result<Exit, Fail
         Verb::List => list(ask, out)?,
         Verb::Show { sr } => show(ask, sr, out)?,
         Verb::Probe(place) => return probe::run(ask, &place.driver, &map_of(&place.config), out),
-        Verb::Gc { sr } => gc(ask, sr, out)?,
+        Verb::Gc { sr, dry_run: true } => plan(ask, sr, out)?,
+        Verb::Gc { sr, dry_run: false } => gc(ask, sr, out)?,
     }
     Ok(Exit::Ok)
 }
@@ -350,6 +354,40 @@ fn gc(ask: &AskOptions, word: &str, out: &mut dyn Write) -> Result<(), Failure> 
     for left in answer["left"].as_array().into_iter().flatten() {
         let text = |key: &str| printable(left[key].as_str().unwrap_or_default());
         writeln!(out, "left {}: {}", text("vdi"), text("why"))?;
+    }
+    Ok(())
+}
+
+/// What a collection would look at: hidden data that nobody needs, or one VDI only.
+fn plan(ask: &AskOptions, word: &str, out: &mut dyn Write) -> Result<(), Failure> {
+    let sr = ask.sr(word)?;
+    let scan = ask.scan(&sr.sr)?;
+    let look = Look::of_output(ask.bytes);
+    let (mut remove, mut merge) = (Vec::new(), Vec::new());
+    for vdi in &scan.hidden {
+        match scan.children_of(&vdi.uuid).as_slice() {
+            [] => remove.push(vdi),
+            [child] => merge.push((vdi, child.to_owned())),
+            _ => {}
+        }
+    }
+    if ask.json {
+        let remove: Vec<_> = remove.iter().map(|vdi| &vdi.uuid).collect();
+        let merge: Vec<_> = merge
+            .iter()
+            .map(|(vdi, child)| json!({ "parent": vdi.uuid, "child": child }))
+            .collect();
+        let object = json!({
+            "schema_version": SCHEMA_VERSION, "sr": scan.sr, "remove": remove, "merge": merge,
+        });
+        writeln!(out, "{object}")?;
+        return Ok(());
+    }
+    for vdi in remove {
+        writeln!(out, "remove {}, {}", vdi.uuid, look.size(vdi.utilisation))?;
+    }
+    for (vdi, child) in merge {
+        writeln!(out, "merge {}, {}, with {child}", vdi.uuid, look.size(vdi.utilisation))?;
     }
     Ok(())
 }
