@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
@@ -65,6 +65,27 @@ fn an_sr_is_made_looked_at_and_removed() {
     daemon.stop();
 }
 
+/// Has QEMU open what we tell people to write on its command line, as far as a program without
+/// machines understands it.
+fn qemu_understands(options: &str, bytes: u64) {
+    const ASK: &str = "{'execute':'qmp_capabilities'}{'execute':'query-named-block-nodes'}\
+        {'execute':'quit'}";
+    if !foreign::have(&["qemu-storage-daemon"]) {
+        return;
+    }
+    let node = options.strip_prefix("-blockdev '").unwrap().split('\'').next().unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["20", "qemu-storage-daemon", "--blockdev", node, "--chardev", "stdio,id=c"]);
+    command.args(["--monitor", "chardev=c"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut asked = child.stdin.take().unwrap();
+    asked.write_all(ASK.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(asked);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains(&format!("\"virtual-size\": {bytes}")), "{told}");
+}
+
 #[test]
 fn a_vdi_is_made_used_and_deleted() {
     let house = House::new();
@@ -93,21 +114,7 @@ fn a_vdi_is_made_used_and_deleted() {
     let qemu = house.done(&["vdi", "show", "boot", "--qemu"]);
     let wanted = format!("server.path={},export={fixed}", socket.display());
     assert!(qemu.contains(&wanted), "{qemu}");
-    if foreign::have(&["qemu-storage-daemon"]) {
-        // The part of it that a program without machines understands, checked by that program.
-        let node = qemu.strip_prefix("-blockdev '").unwrap().split('\'').next().unwrap();
-        let mut command = Command::new("timeout");
-        command.args(["20", "qemu-storage-daemon", "--blockdev", node, "--chardev"]);
-        command.args(["stdio,id=c", "--monitor", "chardev=c"]).stdin(std::process::Stdio::piped());
-        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-        let mut asked = child.stdin.take().unwrap();
-        let ask = b"{'execute':'qmp_capabilities'}{'execute':'query-named-block-nodes'}{'execute':'quit'}";
-        asked.write_all(ask).unwrap();
-        let output = child.wait_with_output().unwrap();
-        drop(asked);
-        let told = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(told.contains("\"virtual-size\": 131072"), "{told}");
-    }
+    qemu_understands(&qemu, 131_072);
     let libvirt = house.done(&["vdi", "show", "boot", "--libvirt"]);
     assert!(libvirt.contains(&format!("socket='{}'", socket.display())), "{libvirt}");
     for busy in [&["resize", "boot", "1M"][..], &["delete", "boot", "--yes"], &["clone", "boot"]] {
