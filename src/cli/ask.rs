@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::output::{Exit, Failure, SCHEMA_VERSION};
 use crate::api::client::{self, CallError, ClientError};
+use crate::sr::VdiUuid;
 
 /// Where the daemon answers when nobody says.
 const USUAL_SOCKET: &str = "/run/orlop/api.sock";
@@ -101,6 +102,24 @@ impl AskOptions {
                 Err(Failure::usage("several SRs are attached", "say which one with --sr"))
             }
         }
+    }
+
+    /// The SR and the uuid of the VDI that a word stands for. A whole uuid needs no scan where it
+    /// can only be of one SR.
+    pub(super) fn place_of(&self, sr: Option<&str>, word: &str) -> Result<(Sr, String), Failure> {
+        if let Ok(uuid) = word.parse::<VdiUuid>() {
+            let uuid = uuid.to_string();
+            let mut srs = match sr {
+                Some(sr) => vec![self.sr(sr)?],
+                None => self.srs()?,
+            };
+            let only = srs.len() == 1;
+            let at = srs.iter().position(|sr| only || sr.vdis.contains(&uuid));
+            if let Some(at) = at {
+                return Ok((srs.swap_remove(at), uuid));
+            }
+        }
+        self.vdi(sr, word).map(|found| (found.sr, found.vdi.uuid))
     }
 
     /// The VDI that a word stands for, in this SR or in any that is attached.

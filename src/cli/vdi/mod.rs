@@ -196,15 +196,15 @@ impl VdiOptions {
         self.ask.vdi(self.sr.as_deref(), word)
     }
 
-    /// Finds a VDI and has something done to it.
-    fn act(&self, word: &str, method: &str, more: Value) -> Result<(Found, Value), Failure> {
-        let found = self.find(word)?;
-        let mut params = json!({ "sr": found.sr.sr, "vdi": found.vdi.uuid });
+    /// Finds a VDI and has something done to it: its uuid, and the answer.
+    fn act(&self, word: &str, method: &str, more: Value) -> Result<(String, Value), Failure> {
+        let (sr, vdi) = self.ask.place_of(self.sr.as_deref(), word)?;
+        let mut params = json!({ "sr": sr.sr, "vdi": vdi });
         if let (Some(all), Some(more)) = (params.as_object_mut(), more.as_object()) {
             all.extend(more.clone());
         }
         let answer = self.ask.call(method, params)?;
-        Ok((found, answer))
+        Ok((vdi, answer))
     }
 }
 
@@ -252,10 +252,10 @@ fn made(ask: &AskOptions, vdi: &str, out: &mut dyn Write) -> Result<(), Failure>
 /// Something was done, which is no news to people.
 fn quietly(
     ask: &AskOptions,
-    (found, _): (Found, Value),
+    (vdi, _): (String, Value),
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    if ask.json { made(ask, &found.vdi.uuid, out) } else { Ok(()) }
+    if ask.json { made(ask, &vdi, out) } else { Ok(()) }
 }
 
 /// The VDI that the daemon says it made.
@@ -282,24 +282,28 @@ fn create(options: &VdiOptions, create: &Create) -> Result<String, Failure> {
 }
 
 fn derive(options: &VdiOptions, method: &str, derive: &Derive) -> Result<String, Failure> {
-    let found = options.find(&derive.vdi)?;
-    let mut params = json!({ "sr": found.sr.sr, "source": found.vdi.uuid });
+    // What is said of the new one is said whole: what the user leaves out is the source's.
+    let said = derive.label.is_some() || derive.description.is_some();
+    let mut params = if said {
+        let Found { sr, vdi, .. } = options.find(&derive.vdi)?;
+        json!({
+            "sr": sr.sr, "source": vdi.uuid, "properties": vdi.properties,
+            "label": derive.label.as_ref().unwrap_or(&vdi.label),
+            "description": derive.description.as_ref().unwrap_or(&vdi.description),
+        })
+    } else {
+        let (sr, vdi) = options.ask.place_of(options.sr.as_deref(), &derive.vdi)?;
+        json!({ "sr": sr.sr, "source": vdi })
+    };
     if let Some(uuid) = derive.uuid {
         params["dest"] = json!(uuid.to_string());
-    }
-    // What is said of the new one is said whole: what the user leaves out is the source's.
-    if derive.label.is_some() || derive.description.is_some() {
-        let or = |said: &Option<String>, usual: &str| said.clone().unwrap_or_else(|| usual.into());
-        params["label"] = json!(or(&derive.label, &found.vdi.label));
-        params["description"] = json!(or(&derive.description, &found.vdi.description));
-        params["properties"] = json!(found.vdi.properties);
     }
     new_one(&options.ask.call(method, params)?)
 }
 
 fn delete(options: &VdiOptions, word: &str, yes: bool, out: &mut dyn Write) -> Result<(), Failure> {
-    let found = options.find(word)?;
     if !yes {
+        let found = options.find(word)?;
         let size = Look { people: true, bytes: options.ask.bytes }.size(found.vdi.size);
         let mut text = format!("{} of {size} would be deleted", found.told());
         if found.attached() {
@@ -312,9 +316,7 @@ fn delete(options: &VdiOptions, word: &str, yes: bool, out: &mut dyn Write) -> R
         let hint = "add --yes to do it".to_owned();
         return Err(Failure::new(Exit::Usage, "needs-yes", printable(&text), hint));
     }
-    let params = json!({ "sr": found.sr.sr, "vdi": found.vdi.uuid });
-    let answer = options.ask.call("vdi_delete", params)?;
-    quietly(&options.ask, (found, answer), out)
+    quietly(&options.ask, options.act(word, "vdi_delete", json!({}))?, out)
 }
 
 fn attach(options: &VdiOptions, attach: &Attach, out: &mut dyn Write) -> Result<(), Failure> {
@@ -327,10 +329,10 @@ fn attach(options: &VdiOptions, attach: &Attach, out: &mut dyn Write) -> Result<
     if let Some(user) = &attach.user {
         more["user"] = json!(user);
     }
-    let (found, answer) = options.act(&attach.vdi, "vdi_attach", more)?;
+    let (vdi, answer) = options.act(&attach.vdi, "vdi_attach", more)?;
     if options.ask.json {
         let mut object = versioned(answer);
-        object["vdi"] = json!(found.vdi.uuid);
+        object["vdi"] = json!(vdi);
         writeln!(out, "{object}")?;
         return Ok(());
     }
