@@ -196,6 +196,62 @@ fn flags_at(bytes: &[u8], at: usize) -> Option<OFlags> {
     u32_at(bytes, at).map(OFlags::from_bits_retain)
 }
 
+/// `fuse_in_header`.
+pub(crate) const HEAD: usize = 40;
+
+/// The number of a request, and the bytes it says it has.
+pub(crate) fn label(head: &[u8]) -> (u64, u32) {
+    (u64_at(head, 8).unwrap_or(0), u32_at(head, 0).unwrap_or(0))
+}
+
+/// Bytes between the header and what [`Frame::payload`] is of a request.
+pub(crate) fn operation_bytes(head: &[u8]) -> usize {
+    match u32_at(head, 4) {
+        Some(16) => 40,
+        // `fuse_getxattr_in`; names of others stand behind the header, or are not looked at.
+        Some(22) => 8,
+        _ => 0,
+    }
+}
+
+/// The few requests that come by the million, or take no answer; told from the first bytes alone.
+pub(crate) enum Hot {
+    Nothing,
+    Read { handle: u64, at: u64, len: u32 },
+    Write { handle: u64, at: u64, len: u32, durable: bool },
+    Other,
+}
+
+pub(crate) fn hot(head: &[u8]) -> Hot {
+    let (request, op) = head.split_at_checked(HEAD).unwrap_or((head, &[]));
+    let read = || Some((u64_at(op, 0)?, u64_at(op, 8)?, u32_at(op, 16)?));
+    match u32_at(request, 4) {
+        // Forgotten inodes: their numbers are not used twice.
+        Some(2 | 42) => Hot::Nothing,
+        Some(15) => match read() {
+            Some((handle, at, len)) => Hot::Read { handle, at, len },
+            None => Hot::Other,
+        },
+        Some(16) => match (read(), flags_at(op, 32)) {
+            (Some((handle, at, len)), Some(flags)) => {
+                Hot::Write { handle, at, len, durable: is_durable(flags) }
+            }
+            _ => Hot::Other,
+        },
+        _ => Hot::Other,
+    }
+}
+
+/// `fuse_out_header`; `error` is zero or a negative number.
+pub(crate) fn out_header(unique: u64, error: i32, bytes: usize) -> [u8; 16] {
+    let len = u32::try_from(bytes + 16).unwrap_or(u32::MAX);
+    let mut head = [0; 16];
+    head[..4].copy_from_slice(&len.to_ne_bytes());
+    head[4..8].copy_from_slice(&error.to_ne_bytes());
+    head[8..].copy_from_slice(&unique.to_ne_bytes());
+    head
+}
+
 /// An answer of fixed size, as it is laid out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Small {

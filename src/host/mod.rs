@@ -36,7 +36,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-pub use event::{Event, HangUp, ReceiveInto, SendList, SendPiece, SocketId};
+pub use event::{Event, HangUp, PollId, ReceiveInto, SendList, SendPiece, SocketId};
 pub use files::{Descriptors, MAX_FILES, OpenMode};
 pub use wake::Waker;
 
@@ -80,6 +80,9 @@ impl fmt::Display for Choice {
 
 /// Sockets a host keeps at most.
 pub const MAX_SOCKETS: usize = 1024;
+
+/// Descriptors a host watches at most.
+pub const MAX_POLLS: usize = 64;
 
 /// What a host counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -245,6 +248,37 @@ impl Host {
     /// Whether the peer of a socket has hung up. For those who do not receive at present.
     pub fn hang_up(&self, socket: SocketId) -> HangUp {
         forward!(self, host => host.hang_up(socket))
+    }
+
+    /// Takes a descriptor over to watch it. It is not armed yet.
+    ///
+    /// # Errors
+    /// Too many of them, or what the system says. A script's host watches nothing.
+    pub fn add_poll(&mut self, fd: OwnedFd) -> io::Result<PollId> {
+        match self {
+            Self::Uring(host) => host.add_poll(fd),
+            Self::Threads(host) => host.add_poll(fd),
+            Self::Script(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Tells once, as [`Event::Readable`], when a watched descriptor has something to read or is
+    /// broken; at once if it is so now. Does nothing while it is armed.
+    pub fn arm_poll(&mut self, poll: PollId) {
+        match self {
+            Self::Uring(host) => host.arm_poll(poll),
+            Self::Threads(host) => host.arm_poll(poll),
+            Self::Script(_) => {}
+        }
+    }
+
+    /// Watches a descriptor no more; it is closed. An event that is on its way may still come.
+    pub fn remove_poll(&mut self, poll: PollId) {
+        match self {
+            Self::Uring(host) => host.remove_poll(poll),
+            Self::Threads(host) => host.remove_poll(poll),
+            Self::Script(_) => {}
+        }
     }
 
     /// A handle for other threads to wake this host.

@@ -1,13 +1,14 @@
 //! The host on io_uring: one ring, owned by the shard's thread.
 //!
-//! Refuses everything but reads, writes, fsync, fallocate, recv, sendmsg and cancel on registered
-//! files: the ring itself is told so (restrictions), since seccomp does not see what goes through.
+//! Refuses everything but reads, writes, fsync, fallocate, recv, sendmsg, poll and cancel on
+//! registered files: the ring itself is told so (restrictions), since seccomp does not see what goes through.
 //!
 //! Memory: each operation in flight has a slot that owns, lends or keeps alive every byte the
 //! kernel was told about, until its completion; the number of the slot is the user data. Slots are
 //! emptied in one place, on a completion.
 #![allow(unsafe_code)]
 
+mod polls;
 mod sockets;
 
 use std::collections::VecDeque;
@@ -49,6 +50,7 @@ pub struct Uring {
     free_slots: Vec<u32>,
     operations: Slab<Operation>,
     sockets: Slab<Socket>,
+    polls: Slab<Poll>,
     /// Entries the submission queue had no room for.
     backlog: VecDeque<squeue::Entry>,
     /// Events that happened and wait to be told.
@@ -63,6 +65,8 @@ pub struct Uring {
     waiting_tasks: usize,
     /// Cancels in flight: operations, but nobody's.
     cancels: usize,
+    /// Polls in flight: nothing that ends by itself.
+    polling: usize,
     counters: Counters,
 }
 
@@ -88,7 +92,20 @@ enum Operation {
     Wake {
         _counter: Vec<u8>,
     },
+    Poll {
+        poll: u32,
+    },
     Cancel,
+}
+
+/// A descriptor that is watched.
+struct Poll {
+    /// Kept open for as long as the ring may look at it.
+    _fd: OwnedFd,
+    slot: Fixed,
+    /// The poll in flight.
+    waiting: Option<u32>,
+    closing: bool,
 }
 
 /// What sendmsg is told; it stays at its address while in flight.
@@ -125,6 +142,7 @@ impl Uring {
             free_slots,
             operations: Slab::new(),
             sockets: Slab::new(),
+            polls: Slab::new(),
             backlog: VecDeque::new(),
             ready: Vec::new(),
             told_closed: Vec::new(),
@@ -134,6 +152,7 @@ impl Uring {
             wake_armed: false,
             waiting_tasks: 0,
             cancels: 0,
+            polling: 0,
             counters: Counters::default(),
         };
         Ok((host, description))
@@ -280,8 +299,9 @@ impl Uring {
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        let told = self.ready.iter().filter(|event| !matches!(event, Event::Woken)).count();
-        let ours = usize::from(self.wake_armed) + self.cancels;
+        let counts = |event: &&Event| !matches!(event, Event::Woken | Event::Readable { .. });
+        let told = self.ready.iter().filter(counts).count();
+        let ours = usize::from(self.wake_armed) + self.cancels + self.polling;
         self.operations.len() + self.waiting_tasks + told - ours
     }
 
@@ -424,6 +444,7 @@ impl Uring {
                     self.ready.push(Event::Woken);
                 }
             }
+            Some(Operation::Poll { .. }) => self.polled(index),
             Some(Operation::Cancel) => {
                 self.cancels -= 1;
                 self.operations.remove(index);

@@ -15,8 +15,8 @@ use crate::engine::units::{ByteLen, DiskOffset, Extent};
 use crate::shard::{Link, NewClient, Refused};
 
 /// What is known of a disk that can be asked.
-struct Entry {
-    queue: Arc<Queue>,
+pub(super) struct Entry {
+    pub(super) queue: Arc<Queue>,
     window: Extent,
     about: Arc<dyn About>,
     passing: Option<Arc<dyn Passing>>,
@@ -110,7 +110,7 @@ impl Files {
     }
 
     /// The entry, and where on its disk the extent lies.
-    fn place(
+    pub(super) fn place(
         &self,
         disk: DiskId,
         extent: orlop_fuse::Extent,
