@@ -93,7 +93,7 @@ pub struct Counters {
     pub effects: u64,
     /// Receives and sends started.
     pub transfers: u64,
-    /// Small cached writes done at once instead of by the ring.
+    /// Small cached transfers and the like, done at once instead of by the ring.
     pub inline_writes: u64,
 }
 
@@ -299,6 +299,13 @@ impl Host {
                 host.wait(events);
                 Ok(())
             }
+        }
+    }
+
+    /// Appends the events that are there without asking the system: of what was done at once.
+    pub fn take_ready(&mut self, events: &mut Vec<Event>) {
+        if let Self::Uring(host) = self {
+            host.take_ready(events);
         }
     }
 

@@ -329,12 +329,16 @@ impl Uring {
             self.enter(want, left)?;
             self.reap();
             if !self.ready.is_empty() || left == Some(Duration::ZERO) {
-                self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
-                events.append(&mut self.ready);
+                self.take_ready(events);
                 return Ok(());
             }
             left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         }
+    }
+
+    pub(super) fn take_ready(&mut self, events: &mut Vec<Event>) {
+        self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
+        events.append(&mut self.ready);
     }
 
     /// Submits all entries and, with `want`, waits for a completion.

@@ -125,6 +125,12 @@ impl Shard {
         self.pump();
         if self.read_on() {
             self.pump();
+            // What was done at once is answered before anything is asked of the system.
+            self.host.take_ready(events);
+            for event in events.drain(..) {
+                self.dispatch(event);
+            }
+            self.pump();
         }
         self.age();
         self.cut_off_hoarders();
