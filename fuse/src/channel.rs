@@ -162,10 +162,10 @@ pub enum Order {
     Other,
 }
 
-/// The number of a request, and how many bytes it says it has.
+/// The number of a request.
 #[must_use]
-pub fn label(head: &[u8; HEAD_BYTES]) -> (u64, u32) {
-    wire::label(head)
+pub fn unique(head: &[u8; HEAD_BYTES]) -> u64 {
+    wire::unique(head)
 }
 
 impl Requests {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::nudge::{Bell, Nudge};
 use super::run::Shard;
-use crate::host::memory::{Arena, Lease};
 use crate::host::PollId;
+use crate::host::memory::{Arena, Lease};
 
 /// How a reader goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -90,14 +90,7 @@ impl Shown {
             files.open(id, disk).unwrap();
             let (label, len) = (name.clone().into_bytes(), Bytes(*len));
             let modified = SystemTime::UNIX_EPOCH;
-            new_disks.push(NewDisk {
-                id,
-                label,
-                len,
-                read_only: false,
-                windows: vec![],
-                modified,
-            });
+            new_disks.push(NewDisk { id, label, len, read_only: false, windows: vec![], modified });
             names.push(name);
             tags.push(tag);
         }

@@ -10,10 +10,10 @@ use std::io::{self, IoSliceMut};
 use std::sync::Arc;
 
 use orlop_fuse::channel::{
-    ChannelHost, DATA_BYTES_MAX, HEAD_BYTES, Line, Mail, Order, Stamp, label,
+    ChannelHost, DATA_BYTES_MAX, HEAD_BYTES, Line, Mail, Order, Stamp, unique,
 };
 use orlop_fuse::ring::Connection;
-use orlop_fuse::{Bytes, DiskId, Errno, ReadReply, Reply};
+use orlop_fuse::{Bytes, Errno, ReadReply, Reply};
 use rustix::io::Errno as OsError;
 
 use super::port::{Entry, Files};
@@ -22,8 +22,9 @@ use crate::engine::units::Extent;
 use crate::host::memory::{Arena, Lease};
 use crate::shard::{Mailbox, NewReader, Nudge, Progress, Reader, Reading};
 
-/// Requests read before others have their turn.
+/// Requests, and bytes of them, that are read before others have their turn.
 const TURN: usize = 32;
+const TURN_BYTES: usize = 2 << 20;
 
 /// Reads the devices of mounts on the thread of one shard. To be given as
 /// [`orlop_fuse::Options::channel`].
@@ -107,7 +108,11 @@ impl Reader for DeviceReader {
         {
             return Progress::Waits;
         }
+        let mut turn_bytes = 0;
         for _ in 0..TURN {
+            if turn_bytes >= TURN_BYTES {
+                break;
+            }
             let mut head = [0; HEAD_BYTES];
             let Some(standing) = &self.standing else { return Progress::Over };
             let data = cx.arena().bytes_mut(standing.span());
@@ -123,6 +128,7 @@ impl Reader for DeviceReader {
                     return Progress::Over;
                 }
             };
+            turn_bytes += bytes;
             if !self.serve(cx, &head, bytes) {
                 return Progress::Waits;
             }
@@ -140,7 +146,7 @@ impl Reader for DeviceReader {
 impl DeviceReader {
     /// Sees to one request; false if nothing more may be read for now.
     fn serve(&mut self, cx: &mut Reading<'_>, head: &[u8; HEAD_BYTES], bytes: usize) -> bool {
-        let (unique, _) = label(head);
+        let unique = unique(head);
         let behind = u32::try_from(bytes.saturating_sub(HEAD_BYTES)).unwrap_or(0);
         let order = self.connection.requests().order(head, behind);
         if matches!(order, Order::Nothing) {
@@ -150,13 +156,13 @@ impl DeviceReader {
         match order {
             Order::Nothing => {}
             Order::Answer(result) => mail.wrote(result),
-            Order::Read { disk, extent } => match self.place(disk, extent) {
+            Order::Read { disk, extent } => match self.files.place(disk, extent) {
                 Ok((entry, extent)) => return self.pass(cx, entry, Wanted::Read(extent), mail),
                 Err(errno) => mail.read(Err(errno)),
             },
             Order::Write { disk, at, count, durable, stamp } => {
                 let extent = orlop_fuse::Extent { at, len: Bytes(u64::from(count)) };
-                match self.place(disk, extent) {
+                match self.files.place(disk, extent) {
                     Ok((entry, extent)) => {
                         let wanted = Wanted::Write { extent, durable, stamp };
                         return self.pass(cx, entry, wanted, mail);
@@ -165,9 +171,8 @@ impl DeviceReader {
                 }
             }
             Order::Other => {
-                let (head, rest) = head.split_at(bytes.min(HEAD_BYTES));
-                let mut request = head.to_vec();
-                if let (true, Some(standing)) = (rest.is_empty(), &self.standing) {
+                let mut request = head[..bytes.min(HEAD_BYTES)].to_vec();
+                if let Some(standing) = &self.standing {
                     let behind = standing.part(0..behind.min(standing.len()));
                     request.extend_from_slice(cx.arena().bytes(behind));
                 }
@@ -175,14 +180,6 @@ impl DeviceReader {
             }
         }
         true
-    }
-
-    fn place(
-        &self,
-        disk: DiskId,
-        extent: orlop_fuse::Extent,
-    ) -> Result<(Arc<Entry>, Extent), Errno> {
-        self.files.place(disk, extent)
     }
 
     /// Hands a read or write to its disk; false if nothing more may be read for now.

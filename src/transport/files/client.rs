@@ -44,14 +44,35 @@ struct Asked {
 }
 
 enum What {
-    Read { lease: Lease, reply: ReadReply },
-    Write { lease: Lease, reply: Reply<()> },
+    Read {
+        lease: Lease,
+        reply: ReadReply,
+    },
+    Write {
+        lease: Lease,
+        reply: Reply<()>,
+    },
     /// From the device itself.
-    ReadMail { lease: Lease, mail: Mail },
-    WriteMail { lease: Lease, mail: Mail, stamp: Stamp },
-    Done { reply: Reply<()> },
-    Map { len: u64, reply: Reply<Vec<Run>> },
-    Stored { sum: Sum, reply: Reply<Bytes> },
+    ReadMail {
+        lease: Lease,
+        mail: Mail,
+    },
+    WriteMail {
+        lease: Lease,
+        mail: Mail,
+        stamp: Stamp,
+    },
+    Done {
+        reply: Reply<()>,
+    },
+    Map {
+        len: u64,
+        reply: Reply<Vec<Run>>,
+    },
+    Stored {
+        sum: Sum,
+        reply: Reply<Bytes>,
+    },
 }
 
 /// A sum of stored bytes on its way through a map.
