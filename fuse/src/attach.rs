@@ -52,7 +52,7 @@ pub struct Options {
     /// The kernel may read and write files by itself where
     /// [`crate::port::Port::passthrough`] offers one.
     pub passthrough: bool,
-    /// Threads that read requests, 1 to 16.
+    /// Threads that read requests, 1 to 16, where no [`Options::channel`] does.
     pub threads: usize,
     /// How the mount is made.
     pub route: Route,

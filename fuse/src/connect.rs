@@ -35,6 +35,8 @@ const FIRST_ANSWER_MAX: Duration = Duration::from_secs(10);
 pub enum Transport {
     /// The FUSE device, as was asked for.
     Classic,
+    /// The FUSE device, but read by threads of the mount, although somebody else was to; why.
+    Threads(String),
     /// Rings; the device only what the kernel sends nowhere else.
     Ring,
     /// The device, although rings were asked for; why.
@@ -78,18 +80,21 @@ impl From<MountError> for Failure {
 pub(crate) fn connect(at: &Path, options: &Options, ops: &Arc<Ops>) -> Result<Served, MountError> {
     let channel = options.channel.as_ref().filter(|_| !options.passthrough);
     let mut ways = Ways { ring: options.ring.as_ref(), channel };
-    let mut why_no_ring = None;
+    let mut instead = None;
     loop {
         match attempt(at, options, ops, ways) {
             Ok(served) => {
-                let transport = why_no_ring.map_or(served.transport, Transport::Fallback);
+                let transport = instead.unwrap_or(served.transport);
                 return Ok(Served { transport, ..served });
             }
             Err(Failure::Mount(error)) => return Err(error),
             Err(Failure::Ring(why)) if ways.ring.take().is_some() => {
-                why_no_ring = Some(format!("the ring could not be used: {why}"));
+                let why = format!("the ring could not be used: {why}");
+                instead = Some(Transport::Fallback(why));
             }
-            Err(Failure::Channel(_)) if ways.channel.take().is_some() => {}
+            Err(Failure::Channel(why)) if ways.channel.take().is_some() => {
+                instead = instead.or(Some(Transport::Threads(why.to_string())));
+            }
             Err(Failure::Ring(cause) | Failure::Channel(cause)) => {
                 return Err(MountError::Session { at: at.to_owned(), cause });
             }

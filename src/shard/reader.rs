@@ -152,7 +152,23 @@ impl Shard {
         self.host.remove_poll(seat.poll);
         if let Some(mut reader) = seat.reader {
             reader.closed(&mut self.arena);
+            let_go(reader);
         }
         self.freed = true;
+    }
+
+    /// The shard reads nothing any more.
+    pub(super) fn end_readers(&mut self) {
+        let all: Vec<usize> = self.readers.iter().map(|(index, _)| index).collect();
+        all.into_iter().for_each(|index| self.end_reader(index));
+    }
+}
+
+/// Drops a reader on a thread of its own: the end of what it served may wait for somebody who asks
+/// this shard.
+fn let_go(reader: Box<dyn Reader>) {
+    let end = std::thread::Builder::new().name("orlop-reader-end".to_owned());
+    if let Err(error) = end.spawn(move || drop(reader)) {
+        tracing::debug!(%error, "no thread for the end of a reader: it ended here");
     }
 }

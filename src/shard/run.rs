@@ -103,7 +103,7 @@ impl Shard {
                 .expect("a host that cannot wait any more has lost what is in flight");
             self.belfry.is_up();
             if self.turn(&mut events, Instant::now()) {
-                return;
+                return self.end_readers();
             }
         }
     }
