@@ -1,5 +1,5 @@
-//! Making a connection: the mount itself, `fuser`'s greeting and, where they are wanted, the ring or
-//! the reader of the device.
+//! Making a connection: the mount itself, `fuser`'s greeting and, where they are wanted, the ring
+//! or the reader of the device.
 //!
 //! A failure leaves nothing behind. A kernel that has agreed to a ring waits for it with every
 //! request, so from there on whatever goes wrong ends the connection before anything else.

@@ -1,7 +1,8 @@
 //! The host on io_uring: one ring, owned by the shard's thread.
 //!
 //! Refuses everything but reads, writes, fsync, fallocate, recv, sendmsg, poll and cancel on
-//! registered files: the ring itself is told so (restrictions), since seccomp does not see what goes through.
+//! registered files: the ring itself is told so (restrictions), since seccomp does not see what
+//! goes through.
 //!
 //! Memory: each operation in flight has a slot that owns, lends or keeps alive every byte the
 //! kernel was told about, until its completion; the number of the slot is the user data. Slots are

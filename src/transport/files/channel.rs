@@ -95,11 +95,12 @@ struct DeviceReader {
 
 impl Reader for DeviceReader {
     fn start(&mut self, cx: &mut Reading<'_>) -> io::Result<()> {
-        self.standing = cx.take(DATA_BYTES_MAX);
-        match &self.standing {
-            Some(_) => Ok(()),
-            None => Err(io::Error::other("there is no memory for requests")),
-        }
+        // What stands ready is missing elsewhere: others need room for the largest request too.
+        let mut leases: Vec<Lease> = (0..3).map_while(|_| cx.take(DATA_BYTES_MAX)).collect();
+        let enough = leases.len() == 3;
+        self.standing = leases.pop();
+        leases.into_iter().for_each(|lease| cx.arena().give(lease));
+        if enough { Ok(()) } else { Err(io::Error::other("there is too little memory")) }
     }
 
     fn read(&mut self, cx: &mut Reading<'_>) -> Progress {
