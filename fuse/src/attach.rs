@@ -19,6 +19,7 @@ use rustix::io::Errno as OsError;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
+use crate::channel::ChannelHost;
 use crate::mountinfo::{Mount, table, topmost};
 use crate::ring::RingHost;
 use crate::tree::{Layout, TreeError};
@@ -51,7 +52,7 @@ pub struct Options {
     /// The kernel may read and write files by itself where
     /// [`crate::port::Port::passthrough`] offers one.
     pub passthrough: bool,
-    /// Threads that read requests, 1 to 16.
+    /// Threads that read requests, 1 to 16, where no [`Options::channel`] does.
     pub threads: usize,
     /// How the mount is made.
     pub route: Route,
@@ -59,6 +60,9 @@ pub struct Options {
     pub device: PathBuf,
     /// Rings that are to carry the requests where the kernel offers it. They pass no file through.
     pub ring: Option<Arc<dyn RingHost>>,
+    /// Who reads the device instead of threads of the mount. They read it all the same where files
+    /// are passed through: registering one takes a reply of theirs.
+    pub channel: Option<Arc<dyn ChannelHost>>,
 }
 
 impl Default for Options {
@@ -73,6 +77,7 @@ impl Default for Options {
             route: Route::Auto,
             device: PathBuf::from("/dev/fuse"),
             ring: None,
+            channel: None,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Making a connection: the mount itself, `fuser`'s greeting and, where one is wanted, the ring.
+//! Making a connection: the mount itself, `fuser`'s greeting and, where they are wanted, the ring
+//! or the reader of the device.
 //!
 //! A failure leaves nothing behind. A kernel that has agreed to a ring waits for it with every
 //! request, so from there on whatever goes wrong ends the connection before anything else.
@@ -16,6 +17,7 @@ use fuser::{BackgroundSession, Config, Notifier, Session, SessionACL};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use crate::attach::{KIND, MountError, Options, attach, detach, open_device};
+use crate::channel::ChannelHost;
 use crate::ended::Ended;
 use crate::filesystem::{Glue, RingWish};
 use crate::manner::Manner;
@@ -33,6 +35,8 @@ const FIRST_ANSWER_MAX: Duration = Duration::from_secs(10);
 pub enum Transport {
     /// The FUSE device, as was asked for.
     Classic,
+    /// The FUSE device, but read by threads of the mount, although somebody else was to; why.
+    Threads(String),
     /// Rings; the device only what the kernel sends nowhere else.
     Ring,
     /// The device, although rings were asked for; why.
@@ -45,7 +49,8 @@ pub(crate) struct Served {
     pub(crate) device: String,
     pub(crate) ended: Arc<Ended>,
     pub(crate) notifier: Notifier,
-    pub(crate) session: BackgroundSession,
+    /// The threads that read the device, unless somebody else reads it.
+    pub(crate) session: Option<BackgroundSession>,
     pub(crate) transport: Transport,
 }
 
@@ -53,6 +58,15 @@ enum Failure {
     Mount(MountError),
     /// The ring was agreed on and is not there. The mount is gone again.
     Ring(io::Error),
+    /// Nobody reads the device. The mount is gone again.
+    Channel(io::Error),
+}
+
+/// How requests are to come, other than to threads of the mount.
+#[derive(Clone, Copy)]
+struct Ways<'a> {
+    ring: Option<&'a Arc<dyn RingHost>>,
+    channel: Option<&'a Arc<dyn ChannelHost>>,
 }
 
 impl From<MountError> for Failure {
@@ -61,20 +75,30 @@ impl From<MountError> for Failure {
     }
 }
 
-/// Mounts and serves; with the classic transport where a ring turns out not to work.
+/// Mounts and serves; with the classic transport where a ring turns out not to work, and by threads
+/// of the mount where nobody else reads the device.
 pub(crate) fn connect(at: &Path, options: &Options, ops: &Arc<Ops>) -> Result<Served, MountError> {
-    let why = match attempt(at, options, ops, options.ring.as_ref()) {
-        Ok(served) => return Ok(served),
-        Err(Failure::Mount(error)) => return Err(error),
-        Err(Failure::Ring(why)) => why,
-    };
-    match attempt(at, options, ops, None) {
-        Ok(served) => {
-            let transport = Transport::Fallback(format!("the ring could not be used: {why}"));
-            Ok(Served { transport, ..served })
+    let channel = options.channel.as_ref().filter(|_| !options.passthrough);
+    let mut ways = Ways { ring: options.ring.as_ref(), channel };
+    let mut instead = None;
+    loop {
+        match attempt(at, options, ops, ways) {
+            Ok(served) => {
+                let transport = instead.unwrap_or(served.transport);
+                return Ok(Served { transport, ..served });
+            }
+            Err(Failure::Mount(error)) => return Err(error),
+            Err(Failure::Ring(why)) if ways.ring.take().is_some() => {
+                let why = format!("the ring could not be used: {why}");
+                instead = Some(Transport::Fallback(why));
+            }
+            Err(Failure::Channel(why)) if ways.channel.take().is_some() => {
+                instead = instead.or(Some(Transport::Threads(why.to_string())));
+            }
+            Err(Failure::Ring(cause) | Failure::Channel(cause)) => {
+                return Err(MountError::Session { at: at.to_owned(), cause });
+            }
         }
-        Err(Failure::Mount(error)) => Err(error),
-        Err(Failure::Ring(cause)) => Err(MountError::Session { at: at.to_owned(), cause }),
     }
 }
 
@@ -82,8 +106,9 @@ fn attempt(
     at: &Path,
     options: &Options,
     ops: &Arc<Ops>,
-    ring: Option<&Arc<dyn RingHost>>,
+    ways: Ways<'_>,
 ) -> Result<Served, Failure> {
+    let ring = ways.ring;
     let opened = open_device(&options.device);
     let clone_fd = opened.is_ok();
     let fd = attach(at, options, opened)?;
@@ -114,14 +139,16 @@ fn attempt(
     config.clone_fd = clone_fd;
     let fuser = Session::from_fd(glue, fd, acl, config).map_err(session)?;
 
+    let connection = |request_bytes| {
+        let fuse = fuser.as_fd().try_clone_to_owned().map_err(session)?;
+        let requests = Requests::new(ops.clone(), manner);
+        let (ending, ended) = (ending.clone(), ended.clone());
+        Ok::<_, MountError>(Connection::new(fuse, requests, request_bytes, ending, ended))
+    };
     let mut transport = Transport::Classic;
     if let Some(ring) = ring {
         transport = if agreed.load(Ordering::Acquire) {
-            let fuse = fuser.as_fd().try_clone_to_owned().map_err(session)?;
-            let requests = Requests::new(ops.clone(), manner);
-            let ended = ended.clone();
-            let connection = Connection::new(fuse, requests, request_bytes, ending, ended);
-            ring.start(connection).map_err(Failure::Ring)?;
+            ring.start(connection(request_bytes)?).map_err(Failure::Ring)?;
             Transport::Ring
         } else {
             let why = "the kernel does not offer FUSE over io_uring (6.14 and later do, with the \
@@ -130,7 +157,15 @@ fn attempt(
         };
     }
     let notifier = fuser.notifier();
-    let session = fuser.spawn().map_err(session)?;
+    let session = match ways.channel {
+        Some(channel) if transport != Transport::Ring => {
+            channel.start(connection(REQUEST_BYTES_MAX)?).map_err(Failure::Channel)?;
+            // It has greeted the kernel, and that was all.
+            drop(fuser);
+            None
+        }
+        _ => Some(fuser.spawn().map_err(session)?),
+    };
     if transport == Transport::Ring {
         first_answer(at, &found.device).map_err(Failure::Ring)?;
     }

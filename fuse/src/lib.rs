@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+pub mod channel;
 mod connect;
 mod disk;
 mod ended;
@@ -31,6 +32,7 @@ pub use attach::{
     KIND, MountError, Options, Route, UnmountError, check_place, clear_stale, is_stale, mounted_at,
     resolved, unmount_foreign,
 };
+pub use channel::ChannelHost;
 pub use connect::Transport;
 pub use mount::{Mounted, UnmountHow, mount};
 pub use mountinfo::{Mount, mounts};

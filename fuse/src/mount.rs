@@ -46,7 +46,7 @@ pub struct Mounted {
     ended: Arc<Ended>,
     notifier: Notifier,
     transport: Transport,
-    _session: BackgroundSession,
+    _session: Option<BackgroundSession>,
 }
 
 /// Mounts these disks on a directory and serves them from threads of its own.

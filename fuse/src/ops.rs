@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::port::{Bytes, DiskId, Errno, Fact, Offset, Port, ReadReply, Reply, Run, RunKind, Text};
+use crate::port::{
+    Bytes, DiskId, Errno, Extent, Fact, Offset, Port, ReadReply, Reply, Run, RunKind, Text,
+};
 pub use crate::shape::{Attributes, Change, Fit, Kind, Listed, OpenHow, Opened, Room, fit};
 use crate::tree::{Disk, Handle, Image, Layout, NewDisk, Node, ROOT_INODE, Table, TreeError};
 
@@ -50,6 +52,24 @@ pub struct ImageOpening {
 
 /// See [`Opening::Text`].
 pub struct TextOpening(Arc<Disk>, Text);
+
+/// What a read is to read.
+pub(crate) enum Reading {
+    /// It is behind the end.
+    Nothing,
+    /// A text, of which a part is wanted.
+    Text(Arc<[u8]>),
+    /// A part of a disk.
+    Disk(DiskId, Extent),
+}
+
+/// What a write is to write.
+pub(crate) struct Writing {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) at: Offset,
+    /// So many bytes of what was brought.
+    pub(crate) count: u32,
+}
 
 /// The requests, over one port and one table.
 pub struct Ops {
@@ -218,51 +238,64 @@ impl Ops {
 
     /// Reads; fewer bytes than asked for only at the file's end.
     pub fn read(&self, handle: u64, at: u64, len: u32, reply: ReadReply) {
-        let handle = self.look().handle(handle);
-        match handle.as_deref() {
-            Err(errno) => reply.fail(*errno),
-            Ok(Handle::Text { disk, text }) => {
-                if disk.is_gone() {
-                    return reply.fail(Errno::Gone);
-                }
+        match self.reading(handle, at, len) {
+            Err(errno) => reply.fail(errno),
+            Ok(Reading::Nothing) => reply.data(&[]),
+            Ok(Reading::Text(text)) => {
                 let start = usize::try_from(at).unwrap_or(usize::MAX).min(text.len());
                 let end = start.saturating_add(len as usize).min(text.len());
                 reply.data(&text[start..end]);
             }
-            Ok(Handle::Image { image, .. }) => {
-                if let Err(errno) = image.check_there() {
-                    return reply.fail(errno);
-                }
+            Ok(Reading::Disk(disk, extent)) => {
+                let expected = usize::try_from(extent.len.0).unwrap_or(usize::MAX);
+                self.port.read(disk, extent, reply.expecting(expected));
+            }
+        }
+    }
+
+    /// What a read is to read.
+    pub(crate) fn reading(&self, handle: u64, at: u64, len: u32) -> Result<Reading, Errno> {
+        match &*self.look().handle(handle)? {
+            Handle::Text { disk, .. } if disk.is_gone() => Err(Errno::Gone),
+            Handle::Text { text, .. } => Ok(Reading::Text(Arc::clone(text))),
+            Handle::Image { image, .. } => {
+                image.check_there()?;
                 let len = u64::from(len).min(image.len().saturating_sub(at));
                 if len == 0 {
-                    return reply.data(&[]);
+                    return Ok(Reading::Nothing);
                 }
-                let reply = reply.expecting(usize::try_from(len).unwrap_or(usize::MAX));
-                self.port.read(image.disk.id, image.on_disk(at, len), reply);
+                Ok(Reading::Disk(image.disk.id, image.on_disk(at, len)))
             }
         }
     }
 
     /// Writes, up to the file's end; answers how many bytes that were.
     pub fn write(&self, handle: u64, at: u64, data: &[u8], durable: bool, reply: Reply<u32>) {
-        let image = match self.writable(handle) {
-            Ok(image) => image,
+        let Writing { disk, at, count } = match self.writing(handle, at, data.len()) {
+            Ok(writing) => writing,
             Err(errno) => return reply.fail(errno),
         };
-        let room = usize::try_from(image.len().saturating_sub(at)).unwrap_or(usize::MAX);
-        let len = data.len().min(room);
-        let Ok(count) = u32::try_from(len) else { return reply.fail(Errno::Invalid) };
-        if len == 0 {
-            return if data.is_empty() { reply.done(0) } else { reply.fail(Errno::TooBig) };
+        if count == 0 {
+            return reply.done(0);
         }
-        let place = image.on_disk(at, len as u64).at;
-        let disk = image.disk.clone();
+        let id = disk.id;
         let answer = move |written: Result<(), Errno>| {
             disk.touch();
             reply.answer(written.map(|()| count));
         };
-        let id = image.disk.id;
-        self.port.write(id, place, &data[..len], durable, Reply::new(answer));
+        self.port.write(id, at, &data[..count as usize], durable, Reply::new(answer));
+    }
+
+    /// What a write of so many bytes is to write.
+    pub(crate) fn writing(&self, handle: u64, at: u64, len: usize) -> Result<Writing, Errno> {
+        let image = self.writable(handle)?;
+        let room = usize::try_from(image.len().saturating_sub(at)).unwrap_or(usize::MAX);
+        let count = u32::try_from(len.min(room)).map_err(|_| Errno::Invalid)?;
+        if count == 0 && len > 0 {
+            return Err(Errno::TooBig);
+        }
+        let at = image.on_disk(at, u64::from(count)).at;
+        Ok(Writing { disk: image.disk.clone(), at, count })
     }
 
     /// A close of one descriptor: what was written through it becomes durable.

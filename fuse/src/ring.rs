@@ -152,6 +152,10 @@ impl Requests {
         Self { ops, manner }
     }
 
+    pub(crate) fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
     /// Answers a request, now or later and then from any thread. Never waits.
     pub fn serve<S: Slot>(&self, frame: &Frame<'_>, slot: S) {
         let (inode, ask) = frame.parse();

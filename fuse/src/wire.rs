@@ -196,6 +196,63 @@ fn flags_at(bytes: &[u8], at: usize) -> Option<OFlags> {
     u32_at(bytes, at).map(OFlags::from_bits_retain)
 }
 
+/// `fuse_in_header`.
+pub(crate) const HEAD: usize = 40;
+
+/// The number of a request.
+pub(crate) fn unique(head: &[u8]) -> u64 {
+    u64_at(head, 8).unwrap_or(0)
+}
+
+/// Bytes between the header and what [`Frame::payload`] is of a request.
+pub(crate) fn operation_bytes(head: &[u8]) -> usize {
+    match u32_at(head, 4) {
+        Some(16) => 40,
+        // `fuse_getxattr_in`; names of others stand behind the header, or are not looked at.
+        Some(22) => 8,
+        _ => 0,
+    }
+}
+
+/// The few requests that come by the million, or take no answer; told from the first bytes alone.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Hot {
+    Nothing,
+    Read { handle: u64, at: u64, len: u32 },
+    Write { handle: u64, at: u64, len: u32, durable: bool },
+    Other,
+}
+
+pub(crate) fn hot(head: &[u8]) -> Hot {
+    let (request, op) = head.split_at_checked(HEAD).unwrap_or((head, &[]));
+    let read = || Some((u64_at(op, 0)?, u64_at(op, 8)?, u32_at(op, 16)?));
+    match u32_at(request, 4) {
+        // Forgotten inodes: their numbers are not used twice.
+        Some(2 | 42) => Hot::Nothing,
+        Some(15) => match read() {
+            Some((handle, at, len)) => Hot::Read { handle, at, len },
+            None => Hot::Other,
+        },
+        Some(16) => match (read(), flags_at(op, 32)) {
+            (Some((handle, at, len)), Some(flags)) => {
+                Hot::Write { handle, at, len, durable: is_durable(flags) }
+            }
+            _ => Hot::Other,
+        },
+        _ => Hot::Other,
+    }
+}
+
+/// `fuse_out_header`; `error` is zero or a negative number.
+pub(crate) fn out_header(unique: u64, error: i32, bytes: usize) -> [u8; 16] {
+    let len = u32::try_from(bytes + 16).unwrap_or(u32::MAX);
+    let mut head = [0; 16];
+    head[..4].copy_from_slice(&len.to_ne_bytes());
+    head[4..8].copy_from_slice(&error.to_ne_bytes());
+    head[8..].copy_from_slice(&unique.to_ne_bytes());
+    head
+}
+
 /// An answer of fixed size, as it is laid out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Small {
@@ -322,7 +379,10 @@ pub(crate) fn listing(inode: u64, after: u64, entries: &[Listed], room: u32) -> 
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use super::{Ask, Frame, attributes, count, entry, listing, opened_image, place, sizes};
+    use super::{
+        Ask, Frame, Hot, attributes, count, entry, hot, listing, opened_image, operation_bytes,
+        out_header, place, sizes, unique,
+    };
     use crate::manner::Manner;
     use crate::ops::{Attributes, Change, Kind, Listed, OpenHow, Room};
     use crate::port::{Bytes, RunKind};
@@ -384,6 +444,38 @@ mod tests {
         let seek = operation(&[(8, &10u64.to_ne_bytes()), (16, &4u32.to_ne_bytes())]);
         let asked = Ask::Seek { handle: 0, at: 10, want: RunKind::Hole };
         assert_eq!(parsed(&head(46), &seek, &[]), asked);
+    }
+
+    #[test]
+    fn the_first_bytes_tell_what_a_reader_does_by_itself() {
+        let mut bytes = [0; 80];
+        let put = |bytes: &mut [u8; 80], at: usize, field: &[u8]| {
+            bytes[at..at + field.len()].copy_from_slice(field);
+        };
+        put(&mut bytes, 8, &77u64.to_ne_bytes());
+        put(&mut bytes, 40, &5u64.to_ne_bytes());
+        put(&mut bytes, 48, &4096u64.to_ne_bytes());
+        put(&mut bytes, 56, &512u32.to_ne_bytes());
+        put(&mut bytes, 72, &0o10001u32.to_ne_bytes());
+        assert_eq!(unique(&bytes), 77);
+        let told = |bytes: &mut [u8; 80], opcode: u32| {
+            put(bytes, 4, &opcode.to_ne_bytes());
+            hot(bytes)
+        };
+        let (handle, at, len) = (5, 4096, 512);
+        assert_eq!(told(&mut bytes, 15), Hot::Read { handle, at, len });
+        assert_eq!(told(&mut bytes, 16), Hot::Write { handle, at, len, durable: true });
+        // FORGET and BATCH_FORGET take no answer; LOOKUP, INTERRUPT and DESTROY do.
+        for (opcode, what) in [(2, Hot::Nothing), (42, Hot::Nothing), (1, Hot::Other)] {
+            assert_eq!(told(&mut bytes, opcode), what);
+        }
+        assert_eq!([36, 38].map(|opcode| told(&mut bytes, opcode)), [Hot::Other, Hot::Other]);
+        assert_eq!(hot(&bytes[..79]), Hot::Other);
+        assert_eq!([16, 22, 1].map(|op| operation_bytes(&head(op))), [40, 8, 0]);
+        // `fuse_out_header`: len, error, unique.
+        let head = out_header(77, -5, 4);
+        assert_eq!(head[..8], [20u32.to_ne_bytes(), (-5i32).to_ne_bytes()].concat());
+        assert_eq!(head[8..], 77u64.to_ne_bytes());
     }
 
     #[test]

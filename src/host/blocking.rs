@@ -3,7 +3,7 @@
 //!
 //! Refuses to decide anything: that is `task`'s.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -72,7 +72,7 @@ fn call(task: &mut Task) -> Result<usize, Errno> {
 
 fn read(task: &mut Task, at: u64) -> Result<usize, Errno> {
     let file = task.shared_file();
-    rustix::io::preadv(file.fd(), &mut [IoSliceMut::new(task.read_into())], at)
+    rustix::io::pread(file.fd(), task.read_into(), at)
 }
 
 /// Which of `len` bytes from `at` on are holes of the file, in at most `most` runs: one call for

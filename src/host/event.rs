@@ -14,6 +14,10 @@ use crate::engine::units::{ByteLen, Span};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId(pub u32);
 
+/// Names a watched descriptor of the host, until it is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PollId(pub u32);
+
 /// Whether the peer of a socket has hung up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HangUp {
@@ -198,6 +202,12 @@ pub enum Event {
     Closed {
         /// The socket; the number may be given to another from now on.
         socket: SocketId,
+    },
+    /// A watched descriptor has something to read, or is broken. Told once for each time it was
+    /// armed.
+    Readable {
+        /// The descriptor.
+        poll: PollId,
     },
     /// Somebody used a [`super::Waker`], once or several times.
     Woken,

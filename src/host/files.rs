@@ -98,36 +98,41 @@ pub(super) struct OpenFile {
     /// The same file through the page cache, for the ragged end of direct writes.
     cached: Option<OwnedFd>,
     mode: OpenMode,
-    /// Small cached writes are faster done at once than by the ring (see `INLINE_MAX_BYTES`).
+    /// Small cached transfers are faster done at once than by the ring (see `INLINE_MAX_BYTES`).
     inline_writes: bool,
+    inline_reads: bool,
     /// The file system said no to fallocate once; asking again costs a call per effect.
     no_punch: AtomicBool,
     no_zero: AtomicBool,
 }
 
-/// Cached writes up to this many bytes are done at once on file systems whose cached writes
-/// io_uring hands to a worker thread: the copy costs less than the thread switches.
+/// Cached transfers up to this many bytes are done at once on file systems where io_uring hands
+/// them to a worker thread: the copy costs less than the thread switches.
 pub(super) const INLINE_MAX_BYTES: u64 = 64 * 1024;
 
 /// File systems (statfs magic) that cannot do cached writes without waiting, so that io_uring
-/// always hands them to a worker: ext2, ext3 and ext4 share the number. XFS, btrfs and tmpfs can.
+/// always hands them to a worker: ext2, ext3 and ext4 share the number. XFS and btrfs can.
 /// Network file systems cannot either, but waiting for a server would stop the shard.
 const PUNTING_MAGIC: u64 = 0xEF53;
+/// tmpfs, whose reads and writes io_uring hands to a worker as well, although both are copies of
+/// memory.
+const MEMORY_MAGIC: u64 = 0x0102_1994;
 
 impl OpenFile {
     fn new(file: Descriptors) -> io::Result<Self> {
-        let Descriptors { main: fd, cached, mode } = file;
+        let Descriptors { main: fd, cached: twin, mode } = file;
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         let writable = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
-        if mode.direct && !mode.device && writable && cached.is_none() {
+        if mode.direct && !mode.device && writable && twin.is_none() {
             let missing = "a file written with O_DIRECT came without its buffered descriptor";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, missing));
         }
-        let inline_writes = !mode.direct
-            && !mode.device
-            && rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type as u64 == PUNTING_MAGIC);
+        let cached = !mode.direct && !mode.device;
+        let magic = rustix::fs::fstatfs(&fd).map_or(0, |fs| fs.f_type as u64);
+        let inline_reads = cached && magic == MEMORY_MAGIC;
+        let inline_writes = inline_reads || (cached && magic == PUNTING_MAGIC);
         let (no_punch, no_zero) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { fd, cached, mode, inline_writes, no_punch, no_zero })
+        Ok(Self { fd, cached: twin, mode, inline_writes, inline_reads, no_punch, no_zero })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -155,6 +160,10 @@ impl OpenFile {
 
     pub(super) const fn inline_writes(&self) -> bool {
         self.inline_writes
+    }
+
+    pub(super) const fn inline_reads(&self) -> bool {
+        self.inline_reads
     }
 
     /// Current size. A device is endless here: it cannot grow, and writing behind its end fails.

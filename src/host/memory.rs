@@ -228,6 +228,16 @@ impl Arena {
         self.bytes_mut(span)[..bytes.len()].copy_from_slice(bytes);
     }
 
+    /// Copies the bytes of one span to the start of another, which must be long enough. Neither is
+    /// in flight.
+    pub fn copy(&mut self, from: Span, to: Span) {
+        assert!(from.len <= to.len, "{from:?} does not fit into {to:?}");
+        let (from_bytes, to_bytes) = (self.memory.pointer(from), self.memory.pointer(to));
+        // SAFETY: `pointer` checked that both spans lie inside mappings that live as long as
+        // self.memory, and the copy may overlap. Exclusive as in `bytes_mut`.
+        unsafe { std::ptr::copy(from_bytes, to_bytes, from.len as usize) }
+    }
+
     /// The memory itself, for the host.
     pub fn memory(&self) -> Arc<Memory> {
         Arc::clone(&self.memory)

@@ -36,7 +36,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-pub use event::{Event, HangUp, ReceiveInto, SendList, SendPiece, SocketId};
+pub use event::{Event, HangUp, PollId, ReceiveInto, SendList, SendPiece, SocketId};
 pub use files::{Descriptors, MAX_FILES, OpenMode};
 pub use wake::Waker;
 
@@ -91,6 +91,9 @@ impl fmt::Display for Choice {
 /// Sockets a host keeps at most.
 pub const MAX_SOCKETS: usize = 1024;
 
+/// Descriptors a host watches at most.
+pub const MAX_POLLS: usize = 64;
+
 /// What a host counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -100,7 +103,7 @@ pub struct Counters {
     pub effects: u64,
     /// Receives and sends started.
     pub transfers: u64,
-    /// Small cached writes done at once instead of by the ring.
+    /// Small cached transfers and the like, done at once instead of by the ring.
     pub inline_writes: u64,
 }
 
@@ -257,6 +260,37 @@ impl Host {
         forward!(self, host => host.hang_up(socket))
     }
 
+    /// Takes a descriptor over to watch it. It is not armed yet.
+    ///
+    /// # Errors
+    /// Too many of them, or what the system says. A script's host watches nothing.
+    pub fn add_poll(&mut self, fd: OwnedFd) -> io::Result<PollId> {
+        match self {
+            Self::Uring(host) => host.add_poll(fd),
+            Self::Threads(host) => host.add_poll(fd),
+            Self::Script(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Tells once, as [`Event::Readable`], when a watched descriptor has something to read or is
+    /// broken; at once if it is so now. Does nothing while it is armed.
+    pub fn arm_poll(&mut self, poll: PollId) {
+        match self {
+            Self::Uring(host) => host.arm_poll(poll),
+            Self::Threads(host) => host.arm_poll(poll),
+            Self::Script(_) => {}
+        }
+    }
+
+    /// Watches a descriptor no more; it is closed. An event that is on its way may still come.
+    pub fn remove_poll(&mut self, poll: PollId) {
+        match self {
+            Self::Uring(host) => host.remove_poll(poll),
+            Self::Threads(host) => host.remove_poll(poll),
+            Self::Script(_) => {}
+        }
+    }
+
     /// A handle for other threads to wake this host.
     pub fn wake_handle(&self) -> Waker {
         forward!(self, host => host.wake_handle())
@@ -275,6 +309,13 @@ impl Host {
                 host.wait(events);
                 Ok(())
             }
+        }
+    }
+
+    /// Appends the events that are there without asking the system: of what was done at once.
+    pub fn take_ready(&mut self, events: &mut Vec<Event>) {
+        if let Self::Uring(host) = self {
+            host.take_ready(events);
         }
     }
 

@@ -75,6 +75,11 @@ impl Read {
         self.done == self.len
     }
 
+    /// Bytes still to be read.
+    pub(super) const fn left(&self) -> u64 {
+        self.len - self.done
+    }
+
     pub(super) fn take_outcome(&mut self) -> Outcome {
         match &mut self.into {
             Into::Loan(_) => Outcome::Done,

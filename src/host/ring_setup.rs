@@ -35,7 +35,7 @@ pub(super) struct Setup {
 }
 
 /// What may go through the ring.
-const OPERATIONS: [u8; 10] = [
+const OPERATIONS: [u8; 11] = [
     opcode::Read::CODE,
     opcode::ReadFixed::CODE,
     opcode::Write::CODE,
@@ -46,6 +46,7 @@ const OPERATIONS: [u8; 10] = [
     opcode::Recv::CODE,
     opcode::SendMsg::CODE,
     opcode::AsyncCancel::CODE,
+    opcode::PollAdd::CODE,
 ];
 
 /// Makes a ring for the calling thread.

@@ -253,15 +253,21 @@ impl Task {
         loan.is_some_and(|loan| loan.span().region == REGISTERED)
     }
 
-    /// Whether the task is better done at once than by the ring: a small cached write; a change
+    /// Whether the task is better done at once than by the ring: a small cached transfer; a change
     /// of the file's length, which is rare and which older rings cannot do; a look for holes, which
     /// no ring can.
     pub(super) fn is_inline(&self) -> bool {
         if matches!(self.state, State::SetLength { .. } | State::Extents { .. }) {
             return true;
         }
-        let State::Write(write) = &self.state else { return false };
-        self.file.inline_writes() && !write.is_durable() && write.left().get() <= INLINE_MAX_BYTES
+        match &self.state {
+            State::Read(read) => self.file.inline_reads() && read.left() <= INLINE_MAX_BYTES,
+            State::Write(write) => {
+                let small = write.left().get() <= INLINE_MAX_BYTES;
+                self.file.inline_writes() && !write.is_durable() && small
+            }
+            _ => false,
+        }
     }
 
     /// Takes the result of the call: the number of bytes moved, or the failure. No outcome means

@@ -17,22 +17,24 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::blocking::{self, SLICES_MAX};
-use super::event::{Event, HangUp, ReceiveInto, SendList, SocketId};
+use super::event::{Event, HangUp, PollId, ReceiveInto, SendList, SocketId};
 use super::files::{Descriptors, FileTable};
 use super::memory::Memory;
 use super::slab::Slab;
 use super::task::{Task, TaskName, Work};
 use super::wake::Waker;
-use super::{Counters, MAX_SOCKETS};
+use super::{Counters, MAX_POLLS, MAX_SOCKETS};
 use crate::engine::effect::{FileId, IoError, Outcome};
 use crate::engine::units::ByteLen;
 
 /// Worker threads per shard: enough to keep a disk busy, few enough not to trample on each other.
 const WORKERS: usize = 6;
 
-/// epoll data of the two eventfds; sockets use their number.
+/// epoll data of the two eventfds; sockets use their number, watched descriptors theirs with a bit
+/// above.
 const WAKE: u64 = u64::MAX;
 const ANSWERS: u64 = u64::MAX - 1;
+const POLLS: u64 = 1 << 32;
 
 /// The host without io_uring. See [`super::Host`] for the calls.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ pub struct Threads {
     files: FileTable,
     pool: Pool,
     sockets: Slab<Socket>,
+    polls: Slab<OwnedFd>,
     /// Events that happened during a call and wait to be told.
     ready: Vec<Event>,
     /// Numbers of sockets whose `Closed` went out with the last batch. Whoever got it may still be
@@ -75,6 +78,7 @@ impl Threads {
             files: FileTable::default(),
             pool,
             sockets: Slab::new(),
+            polls: Slab::new(),
             ready: Vec::new(),
             told_closed: Vec::new(),
             epoll,
@@ -138,9 +142,43 @@ impl Threads {
         let _gone = epoll::delete(&self.epoll, &closed.fd);
         self.ready.retain(|event| match event {
             Event::Received { socket: of, .. } | Event::Sent { socket: of, .. } => *of != socket,
-            Event::Effect { .. } | Event::Closed { .. } | Event::Woken => true,
+            _ => true,
         });
         self.ready.push(Event::Closed { socket });
+    }
+
+    pub(super) fn add_poll(&mut self, fd: OwnedFd) -> io::Result<PollId> {
+        if self.polls.len() >= MAX_POLLS {
+            return Err(Errno::MFILE.into());
+        }
+        let index = self.polls.insert(fd);
+        let data = epoll::EventData::new_u64(POLLS | u64::from(index));
+        let added = match self.polls.of(index) {
+            Some(fd) => epoll::add(&self.epoll, fd, data, epoll::EventFlags::ONESHOT),
+            None => Ok(()),
+        };
+        if let Err(error) = added {
+            self.polls.remove(index);
+            return Err(error.into());
+        }
+        Ok(PollId(index))
+    }
+
+    pub(super) fn arm_poll(&mut self, poll: PollId) {
+        let Some(fd) = self.polls.of(poll.0) else { return };
+        let data = epoll::EventData::new_u64(POLLS | u64::from(poll.0));
+        let once = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+        if epoll::modify(&self.epoll, fd, data, once).is_err() {
+            // Its owner finds out what is wrong with it.
+            self.ready.push(Event::Readable { poll });
+        }
+    }
+
+    pub(super) fn remove_poll(&mut self, poll: PollId) {
+        if let Some(fd) = self.polls.remove(poll.0) {
+            // A duplicate of the descriptor elsewhere would keep it in the epoll set.
+            let _gone = epoll::delete(&self.epoll, &fd);
+        }
     }
 
     pub(super) fn receive(&mut self, socket: SocketId, into: ReceiveInto) {
@@ -229,6 +267,9 @@ impl Threads {
                     self.ready.push(Event::Woken);
                 }
                 ANSWERS => self.take_answers(),
+                poll if poll & POLLS != 0 => {
+                    self.ready.push(Event::Readable { poll: PollId(poll as u32) });
+                }
                 socket => self.socket_is_ready(SocketId(socket as u32), flags),
             }
         }

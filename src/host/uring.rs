@@ -1,13 +1,15 @@
 //! The host on io_uring: one ring, owned by the shard's thread.
 //!
-//! Refuses everything but reads, writes, fsync, fallocate, recv, sendmsg and cancel on registered
-//! files: the ring itself is told so (restrictions), since seccomp does not see what goes through.
+//! Refuses everything but reads, writes, fsync, fallocate, recv, sendmsg, poll and cancel on
+//! registered files: the ring itself is told so (restrictions), since seccomp does not see what
+//! goes through.
 //!
 //! Memory: each operation in flight has a slot that owns, lends or keeps alive every byte the
 //! kernel was told about, until its completion; the number of the slot is the user data. Slots are
 //! emptied in one place, on a completion.
 #![allow(unsafe_code)]
 
+mod polls;
 mod sockets;
 
 use std::collections::VecDeque;
@@ -49,6 +51,7 @@ pub struct Uring {
     free_slots: Vec<u32>,
     operations: Slab<Operation>,
     sockets: Slab<Socket>,
+    polls: Slab<Poll>,
     /// Entries the submission queue had no room for.
     backlog: VecDeque<squeue::Entry>,
     /// Events that happened and wait to be told.
@@ -63,6 +66,8 @@ pub struct Uring {
     waiting_tasks: usize,
     /// Cancels in flight: operations, but nobody's.
     cancels: usize,
+    /// Polls in flight: nothing that ends by itself.
+    polling: usize,
     counters: Counters,
 }
 
@@ -88,7 +93,20 @@ enum Operation {
     Wake {
         _counter: Vec<u8>,
     },
+    Poll {
+        poll: u32,
+    },
     Cancel,
+}
+
+/// A descriptor that is watched.
+struct Poll {
+    /// Kept open for as long as the ring may look at it.
+    _fd: OwnedFd,
+    slot: Fixed,
+    /// The poll in flight.
+    waiting: Option<u32>,
+    closing: bool,
 }
 
 /// What sendmsg is told; it stays at its address while in flight.
@@ -125,6 +143,7 @@ impl Uring {
             free_slots,
             operations: Slab::new(),
             sockets: Slab::new(),
+            polls: Slab::new(),
             backlog: VecDeque::new(),
             ready: Vec::new(),
             told_closed: Vec::new(),
@@ -134,6 +153,7 @@ impl Uring {
             wake_armed: false,
             waiting_tasks: 0,
             cancels: 0,
+            polling: 0,
             counters: Counters::default(),
         };
         Ok((host, description))
@@ -280,8 +300,9 @@ impl Uring {
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        let told = self.ready.iter().filter(|event| !matches!(event, Event::Woken)).count();
-        let ours = usize::from(self.wake_armed) + self.cancels;
+        let counts = |event: &&Event| !matches!(event, Event::Woken | Event::Readable { .. });
+        let told = self.ready.iter().filter(counts).count();
+        let ours = usize::from(self.wake_armed) + self.cancels + self.polling;
         self.operations.len() + self.waiting_tasks + told - ours
     }
 
@@ -309,12 +330,16 @@ impl Uring {
             self.enter(want, left)?;
             self.reap();
             if !self.ready.is_empty() || left == Some(Duration::ZERO) {
-                self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
-                events.append(&mut self.ready);
+                self.take_ready(events);
                 return Ok(());
             }
             left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         }
+    }
+
+    pub(super) fn take_ready(&mut self, events: &mut Vec<Event>) {
+        self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
+        events.append(&mut self.ready);
     }
 
     /// Submits all entries and, with `want`, waits for a completion.
@@ -424,6 +449,7 @@ impl Uring {
                     self.ready.push(Event::Woken);
                 }
             }
+            Some(Operation::Poll { .. }) => self.polled(index),
             Some(Operation::Cancel) => {
                 self.cancels -= 1;
                 self.operations.remove(index);

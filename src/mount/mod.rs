@@ -75,7 +75,7 @@ pub struct Wish {
     pub passthrough: bool,
     /// How requests come.
     pub transport: Transport,
-    /// Threads that read requests.
+    /// Threads that read requests where the shard does not.
     pub threads: usize,
     /// A socket on which the same disk is served over NBD.
     pub nbd: Option<PathBuf>,

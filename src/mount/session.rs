@@ -19,7 +19,7 @@ use crate::host::memory::ArenaSize;
 use crate::meter::Meter;
 use crate::server::{Bound, Control, Estate, Limits, Listen, Part, Registry, Seat, Service, bind};
 use crate::shard::{self, Mailbox};
-use crate::transport::files::{FileDisk, Files};
+use crate::transport::files::{Channel, FileDisk, Files};
 
 /// The one disk of the mount.
 pub(super) const DISK: DiskId = DiskId(1);
@@ -112,7 +112,9 @@ async fn serve(
     let passes = passed.is_some();
     show(&files, &seat, &about, passed, &mapped)?;
     let plan = plan(wish, &seat, windows, &files, mapped);
-    let options = Options { passthrough: passes, ring: way::rings_for(wish), ..plan.options };
+    let channel = Channel::new(seat.disk.mailbox.clone(), Arc::clone(&files));
+    let (ring, channel) = (way::rings_for(wish), Some(channel as _));
+    let options = Options { passthrough: passes, ring, channel, ..plan.options };
     let plan = Plan { options, ..plan };
     let standing = tokio::task::spawn_blocking(move || stand(plan)).await;
     let standing = standing.map_err(|panic| failed("mounting")(io::Error::other(panic)))??;

@@ -54,6 +54,7 @@ pub(super) fn taken(
             way("classic", "FUSE over io_uring is not faster everywhere")
         }
         (Came::Classic, _) => way("classic", "asked for"),
+        (Came::Threads(why), _) => way("classic", &format!("read by threads of the mount: {why}")),
         (Came::Ring, _) => way("uring", "asked for"),
         (Came::Fallback(why), _) => {
             Err(MountFailure::Transport { asked: "uring", why: why.clone() })

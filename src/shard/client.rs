@@ -1,5 +1,6 @@
 //! What a shard asks of those who use its disks, and what it offers them.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,6 +30,13 @@ pub trait Client: Send {
     /// Somebody used its [`Nudge`](super::Nudge). Only a client without a socket has one.
     fn nudged(&mut self, cx: &mut Context<'_>) -> Fate {
         let _ = cx;
+        Fate::Stay
+    }
+
+    /// A [`Reader`](super::Reader) of the same shard has something for it; what that is, the two
+    /// agree on. What it does not take stays where it is.
+    fn handed(&mut self, cx: &mut Context<'_>, parcel: &mut dyn Any) -> Fate {
+        let _ = (cx, parcel);
         Fate::Stay
     }
 
@@ -145,6 +153,11 @@ impl Context<'_> {
             self.stalled.wait(self.key, class);
         }
         lease
+    }
+
+    /// Takes memory only if nobody waits for any, and nothing that is set aside.
+    pub fn take_idle(&mut self, len: u32) -> Option<Lease> {
+        if self.stalled.is_empty() { self.arena.take(len) } else { None }
     }
 
     /// Gives memory back; nothing in flight may name it (I6).

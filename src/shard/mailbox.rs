@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::client::Client;
 use super::cut::Step;
 use super::nudge::{Belfry, Nudge};
+use super::reader::NewReader;
 use super::run::Shard;
 use crate::engine::Disk;
 use crate::engine::effect::FileId;
@@ -65,6 +66,7 @@ pub struct NewClient {
 pub(super) enum Message {
     Attach(Attachment, oneshot::Sender<io::Result<DiskTag>>),
     Connect(NewClient),
+    AddReader(NewReader, SyncSender<io::Result<()>>),
     /// Let every client of an export finish.
     Drain(ExportKey, oneshot::Sender<()>),
     /// Let every client of a disk finish, make it durable, close its files.
@@ -144,6 +146,18 @@ impl Mailbox {
     /// When the shard does not take it; the connection is closed then.
     pub fn connect(&self, client: NewClient) -> Result<(), Refused> {
         self.post(Message::Connect(client)).map_err(|(refused, _)| refused)
+    }
+
+    /// Moves a reader into the shard, and waits until it reads. Never to be called on a shard's
+    /// thread, nor on one that others wait for.
+    ///
+    /// # Errors
+    /// When the shard does not take it; the reader is dropped then.
+    pub fn add_reader(&self, reader: NewReader) -> io::Result<()> {
+        let (answer, answered) = sync_channel(1);
+        let posted = self.post(Message::AddReader(reader, answer));
+        posted.map_err(|(refused, _)| io::Error::other(refused))?;
+        answered.recv().map_err(|_| io::Error::other(Refused::Gone))?
     }
 
     /// Lets the clients of an export go: their new requests are refused as on a shutdown, those in

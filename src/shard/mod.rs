@@ -9,6 +9,7 @@ mod ending;
 mod mailbox;
 mod nudge;
 mod own;
+mod reader;
 mod run;
 mod seats;
 mod stalled;
@@ -23,5 +24,6 @@ pub use mailbox::{
 };
 pub use nudge::Nudge;
 pub use own::READ_MAX;
+pub use reader::{NewReader, Progress, Reader, Reading};
 pub use stepped::Stepped;
 pub use watch::Watch;

@@ -96,6 +96,13 @@ impl Nudge {
         Self { bell: Arc::new(bell), belfry, waker }
     }
 
+    /// The key of its client, if that is in the shard of this belfry.
+    pub(super) fn key_in(&self, belfry: &Belfry) -> Option<usize> {
+        let key = self.bell.key.load(Ordering::Acquire);
+        let here = Arc::ptr_eq(&self.belfry.0, &belfry.0) && key != NOBODY;
+        here.then_some(key as usize)
+    }
+
     pub(super) fn bell(&self) -> Arc<Bell> {
         Arc::clone(&self.bell)
     }

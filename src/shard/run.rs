@@ -9,8 +9,9 @@ use slab::Slab;
 use super::client::{Client, Context, Fate};
 use super::ending::{Drain, Phase};
 use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
-use super::nudge::Belfry;
+use super::nudge::{Belfry, Nudge};
 use super::own::{OWN, OwnRequests};
+use super::reader::ReaderSeat;
 use super::seats::{ClientSeat, DiskSeat, Dues, Line};
 use super::stalled::{Class, Stalled};
 use super::watch::{Changes, Next};
@@ -29,6 +30,7 @@ pub(super) struct Shard {
     pub(super) arena: Arena,
     pub(super) disks: Slab<DiskSeat>,
     pub(super) clients: Slab<ClientSeat>,
+    pub(super) readers: Slab<ReaderSeat>,
     pub(super) own: OwnRequests,
     pub(super) drains: Vec<Drain>,
     pub(super) phase: Phase,
@@ -70,6 +72,7 @@ impl Shard {
             arena,
             disks: Slab::new(),
             clients: Slab::new(),
+            readers: Slab::new(),
             own: OwnRequests::default(),
             drains: Vec::new(),
             phase: Phase::Serving,
@@ -100,7 +103,7 @@ impl Shard {
                 .expect("a host that cannot wait any more has lost what is in flight");
             self.belfry.is_up();
             if self.turn(&mut events, Instant::now()) {
-                return;
+                return self.end_readers();
             }
         }
     }
@@ -113,16 +116,31 @@ impl Shard {
             self.dispatch(event);
         }
         for key in self.belfry.answer() {
-            self.call_key(key, |client, cx| client.nudged(cx));
+            if !self.nudge_reader(key) {
+                self.call_key(key, |client, cx| client.nudged(cx));
+            }
         }
         self.call_the_due();
+        // Answers first: whoever waits for them goes on while the next requests are read.
         self.pump();
+        if self.read_on() {
+            self.pump();
+            // What was done at once is answered before anything is asked of the system.
+            self.host.take_ready(events);
+            for event in events.drain(..) {
+                self.dispatch(event);
+            }
+            self.pump();
+        }
         self.age();
         self.cut_off_hoarders();
         self.advance_ends()
     }
 
     fn timeout(&self) -> Option<Duration> {
+        if self.has_eager_readers() {
+            return Some(Duration::ZERO);
+        }
         Some(self.next_look()?.saturating_duration_since(Instant::now()))
     }
 
@@ -145,6 +163,7 @@ impl Shard {
                 self.call(socket, |client, cx| client.sent(cx, list, result));
             }
             Event::Closed { socket } => self.closed(socket),
+            Event::Readable { poll } => self.readable(poll),
             Event::Woken => {
                 self.read_mail();
                 self.go_on_with_changes();
@@ -158,9 +177,10 @@ impl Shard {
                 // Nobody waits any more: the disk stays unused until the end.
                 Message::Attach(attachment, answer) => drop(answer.send(self.attach(attachment))),
                 Message::Connect(new) => self.connect(new),
+                Message::Read(tag, extent, answer) => self.read(tag, extent, answer),
+                Message::AddReader(new, answer) => drop(answer.send(self.add_reader(new))),
                 Message::Drain(export, answer) => self.begin_drain(export, answer),
                 Message::Detach(tag, answer) => self.begin_detach(tag, answer),
-                Message::Read(tag, extent, answer) => self.read(tag, extent, answer),
                 Message::Flush(tag, answer) => self.flush(tag, answer),
                 Message::Cut(tag, step) => self.take_step(tag, step),
                 Message::Shutdown(answer) => self.begin_shutdown(answer),
@@ -285,6 +305,11 @@ impl Shard {
             seat.touched = true;
             self.touched.push(key);
         }
+    }
+
+    /// The client that a nudge of this shard calls.
+    pub(super) fn key_behind(&self, nudge: &Nudge) -> Option<usize> {
+        nudge.key_in(&self.belfry)
     }
 
     fn closed(&mut self, socket: SocketId) {

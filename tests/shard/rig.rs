@@ -81,7 +81,11 @@ impl Rig {
     }
 
     pub(crate) fn with(memory: ArenaSize, limit: Duration) -> Self {
-        let (mailbox, _, thread) = orlop::shard::spawn_within(Aio::Threads, memory, limit).unwrap();
+        Self::on(Aio::Threads, memory, limit)
+    }
+
+    pub(crate) fn on(aio: Aio, memory: ArenaSize, limit: Duration) -> Self {
+        let (mailbox, _, thread) = orlop::shard::spawn_within(aio, memory, limit).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let folder = TempDir::new().unwrap();
         Self { mailbox, thread: Some(thread), runtime, folder }

@@ -87,7 +87,8 @@ pub(super) struct MountOptions {
     /// directory, through a loop device (root only)
     #[arg(long, value_name = "DIR")]
     mount_fs: Option<PathBuf>,
-    /// Threads that take requests from the kernel
+    /// Threads that take requests from the kernel where files pass through; else the thread that
+    /// serves the disk takes them itself
     #[arg(long, value_name = "N", default_value_t = 2,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=16))]
     threads: usize,

@@ -1,12 +1,15 @@
 //! One disk's questions inside its shard.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use orlop_fuse::channel::{Mail, Stamp};
 use orlop_fuse::{Bytes, Errno, ReadReply, Reply, Run, RunKind};
 use slab::Slab;
 
+use super::channel::{Parcel, Wanted};
 use super::queue::{Ask, Queue};
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, FaultKind, MapKind, MapRun, Request, Segment};
@@ -18,6 +21,8 @@ use crate::shard::{Client, Context, Fate, Watch};
 
 /// Bytes of memory that one disk's questions may hold; a single one may always go on.
 const LEASED_BYTES: u64 = 64 << 20;
+/// A write of so many bytes takes the lease it was read into; a shorter one is copied.
+const EXCHANGED_BYTES: u64 = 256 << 10;
 /// Runs asked for at once, for a search and for a sum.
 const SEARCH_RUNS: u32 = 256;
 const SUM_RUNS: u32 = 8192;
@@ -39,11 +44,35 @@ struct Asked {
 }
 
 enum What {
-    Read { lease: Lease, reply: ReadReply },
-    Write { lease: Lease, reply: Reply<()> },
-    Done { reply: Reply<()> },
-    Map { len: u64, reply: Reply<Vec<Run>> },
-    Stored { sum: Sum, reply: Reply<Bytes> },
+    Read {
+        lease: Lease,
+        reply: ReadReply,
+    },
+    Write {
+        lease: Lease,
+        reply: Reply<()>,
+    },
+    /// From the device itself.
+    ReadMail {
+        lease: Lease,
+        mail: Mail,
+    },
+    WriteMail {
+        lease: Lease,
+        mail: Mail,
+        stamp: Stamp,
+    },
+    Done {
+        reply: Reply<()>,
+    },
+    Map {
+        len: u64,
+        reply: Reply<Vec<Run>>,
+    },
+    Stored {
+        sum: Sum,
+        reply: Reply<Bytes>,
+    },
 }
 
 /// A sum of stored bytes on its way through a map.
@@ -169,6 +198,61 @@ impl FilesClient {
         Ok(())
     }
 
+    /// Starts what the reader of a device has brought, if there is memory for it now and nobody
+    /// else waits here.
+    fn begin_parcel(&mut self, cx: &mut Context<'_>, parcel: &mut Parcel) {
+        if self.ending || self.waiting.is_some() || parcel.mail.is_none() {
+            return;
+        }
+        let size = cx.disk_size().get();
+        let (Wanted::Read(extent) | Wanted::Write { extent, .. }) = &parcel.wanted;
+        let (extent, len) = (*extent, extent.len.get());
+        let outside = extent.at.get() + len > size;
+        if outside {
+            if let Some(mail) = parcel.mail.take() {
+                mail.read(Err(Errno::TooBig));
+            }
+            return;
+        }
+        match &parcel.wanted {
+            Wanted::Read(_) => {
+                let Some(lease) = self.take(cx, len) else { return };
+                let Some(mail) = parcel.mail.take() else { return };
+                let request = Request::Read { extent, into: lease.span() };
+                self.submit(cx, What::ReadMail { lease, mail }, Op::Read, len, request);
+            }
+            Wanted::Write { durable, stamp, .. } => {
+                let (durable, stamp) = (*durable, stamp.clone());
+                let Some(lease) = self.take_data(cx, len, &mut parcel.standing) else { return };
+                let Some(mail) = parcel.mail.take() else { return };
+                let from = lease.part(0..len as u32);
+                let request = Request::Write { extent, from, fua: durable };
+                self.submit(cx, What::WriteMail { lease, mail, stamp }, Op::Write, len, request);
+            }
+        }
+    }
+
+    /// A lease with the first bytes of the standing one: a copy, or that itself against another.
+    fn take_data(
+        &mut self,
+        cx: &mut Context<'_>,
+        len: u64,
+        standing: &mut Option<Lease>,
+    ) -> Option<Lease> {
+        let held = standing.as_mut()?;
+        if len >= EXCHANGED_BYTES
+            && self.leased_bytes + u64::from(held.len()) <= LEASED_BYTES
+            && let Some(other) = cx.take_idle(held.len())
+        {
+            self.leased_bytes += u64::from(held.len());
+            return Some(std::mem::replace(held, other));
+        }
+        let from = held.part(0..u32::try_from(len).ok()?);
+        let lease = self.take(cx, len)?;
+        cx.arena().copy(from, lease.span());
+        Some(lease)
+    }
+
     fn take(&mut self, cx: &mut Context<'_>, len: u64) -> Option<Lease> {
         if self.leased_bytes > 0 && self.leased_bytes + len > LEASED_BYTES {
             return None;
@@ -240,6 +324,21 @@ impl FilesClient {
                 reply.answer(result.map(drop));
                 self.give(cx, lease);
             }
+            What::ReadMail { lease, mail } => {
+                match result {
+                    Err(errno) => mail.read(Err(errno)),
+                    Ok(told) => {
+                        fill_holes(cx.arena(), &lease, &told);
+                        mail.read(Ok(cx.arena().bytes(lease.span())));
+                    }
+                }
+                self.give(cx, lease);
+            }
+            What::WriteMail { lease, mail, stamp } => {
+                stamp.touch();
+                mail.wrote(result.map(|_| bytes as u32));
+                self.give(cx, lease);
+            }
             What::Done { reply } => reply.answer(result.map(drop)),
             What::Map { len, reply } => reply.answer(result.and_then(|told| runs_of(&told, len))),
             What::Stored { sum, reply } => match result {
@@ -286,6 +385,13 @@ impl Client for FilesClient {
 
     fn nudged(&mut self, cx: &mut Context<'_>) -> Fate {
         self.advance(cx);
+        self.fate()
+    }
+
+    fn handed(&mut self, cx: &mut Context<'_>, parcel: &mut dyn Any) -> Fate {
+        if let Some(parcel) = parcel.downcast_mut::<Parcel>() {
+            self.begin_parcel(cx, parcel);
+        }
         self.fate()
     }
 
@@ -350,8 +456,12 @@ impl Client for FilesClient {
         }
         // The fate said that the disk holds none of these any more.
         for asked in self.asked.drain() {
-            if let What::Read { lease, .. } | What::Write { lease, .. } = asked.what {
-                arena.give(lease);
+            match asked.what {
+                What::Read { lease, .. }
+                | What::Write { lease, .. }
+                | What::ReadMail { lease, .. }
+                | What::WriteMail { lease, .. } => arena.give(lease),
+                What::Done { .. } | What::Map { .. } | What::Stored { .. } => {}
             }
         }
     }

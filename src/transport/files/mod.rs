@@ -1,10 +1,11 @@
-//! Disks as files: questions of a FUSE mount, asked on its threads, carried out by the shard that
-//! owns the disk and answered from there.
+//! Disks as files: questions of a FUSE mount, read by the thread of a shard or asked on threads of
+//! the mount, carried out by the shard that owns the disk and answered from there.
 //!
 //! Bounded: a disk's questions wait in a queue of its own; what they bring to be written counts,
 //! and whoever brings too much waits. A read or write is started only once memory for it was
 //! granted. Refuses to know names, mounts and formats.
 
+mod channel;
 mod client;
 mod passed;
 mod port;
@@ -18,6 +19,7 @@ use crate::engine::units::Extent;
 use crate::meter::Meter;
 use crate::shard::{DiskTag, ExportKey, Mailbox, Watch};
 
+pub use channel::Channel;
 pub use port::Files;
 
 /// What the small files beside a disk say, and its extended attributes.

@@ -16,8 +16,8 @@ use crate::shard::{Link, NewClient, Nudge, Refused};
 
 /// What is known of a disk that can be asked.
 #[derive(Clone)]
-struct Entry {
-    queue: Arc<Queue>,
+pub(super) struct Entry {
+    pub(super) queue: Arc<Queue>,
     window: Extent,
     about: Arc<dyn About>,
     passing: Option<Arc<dyn Passing>>,
@@ -124,7 +124,7 @@ impl Files {
     }
 
     /// The entry, and where on its disk the extent lies.
-    fn place(
+    pub(super) fn place(
         &self,
         disk: DiskId,
         extent: orlop_fuse::Extent,

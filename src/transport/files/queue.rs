@@ -49,6 +49,8 @@ struct State {
     /// Their bytes to be written.
     bytes: usize,
     closed: bool,
+    /// Readers of devices that wait for room.
+    readers: Vec<Nudge>,
 }
 
 /// The queue: threads of the mount put in, the shard takes out.
@@ -86,6 +88,24 @@ impl Queue {
         self.nudge.nudge();
     }
 
+    /// Puts a question in as [`Self::push`] does, but never waits: one for which there is no room
+    /// comes back, and the nudge is used when there is.
+    pub(super) fn offer(&self, ask: Ask, reader: &Nudge) -> Result<(), Ask> {
+        let mut state = self.state();
+        if ask.weight() > 0 && state.bytes > WAITING_BYTES && !state.closed {
+            state.readers.push(reader.clone());
+            return Err(ask);
+        }
+        drop(state);
+        self.push(ask);
+        Ok(())
+    }
+
+    /// Calls the client of the disk.
+    pub(super) fn nudge(&self) -> &Nudge {
+        &self.nudge
+    }
+
     /// Takes the oldest question.
     pub(super) fn pop(&self) -> Option<Ask> {
         let mut state = self.state();
@@ -94,6 +114,7 @@ impl Queue {
         state.bytes -= ask.weight();
         if was_full && state.bytes <= WAITING_BYTES {
             self.room.notify_all();
+            state.readers.drain(..).for_each(|reader| reader.nudge());
         }
         Some(ask)
     }
@@ -104,8 +125,10 @@ impl Queue {
         state.closed = true;
         state.bytes = 0;
         let asks = std::mem::take(&mut state.asks);
+        let readers = std::mem::take(&mut state.readers);
         drop(state);
         self.room.notify_all();
+        readers.iter().for_each(Nudge::nudge);
         asks.into_iter().for_each(|ask| ask.fail(Errno::Gone));
     }
 }
