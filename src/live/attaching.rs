@@ -225,7 +225,7 @@ impl Live {
         }
         // First hidden, then looked at again: nobody can have come in between.
         let registry = self.control.registry();
-        let was_shown = registry.remove(&seat.name).is_ok();
+        let was_shown = registry.hide(seat);
         let free = !seat.is_in_use()
             && self
                 .tree

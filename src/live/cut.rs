@@ -73,6 +73,8 @@ impl<'a> LiveCut<'a> {
 impl Cut for LiveCut<'_> {
     fn hold(&mut self) -> io::Result<()> {
         let disk = &self.served.seat.disk;
+        // Most of what must become durable does so while nobody waits. A failure comes again.
+        let _early = self.live.runtime.block_on(disk.mailbox.flush(disk.tag));
         // Whatever comes of it, it is to be released.
         self.held = true;
         let hold = async { tokio::time::timeout(HOLD_MAX, disk.mailbox.hold(disk.tag)).await };

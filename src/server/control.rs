@@ -178,7 +178,7 @@ impl Control {
     /// Its disk could not be made durable; it is gone all the same.
     pub async fn close(&self, seat: Arc<Seat>) -> Result<(), ControlError> {
         // It may be hidden already.
-        let _shown = self.registry.remove(&seat.name);
+        self.registry.hide(&seat);
         if let Err(refused) = seat.disk.mailbox.drain(seat.key).await {
             tracing::warn!(export = seat.name, %refused, "its clients could not be told");
         }

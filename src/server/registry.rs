@@ -186,6 +186,16 @@ impl Registry {
         self.write().remove(name).ok_or_else(|| NameError::Unknown(name.to_owned()))
     }
 
+    /// Hides this very export, whatever else has its name by now; says whether it was shown.
+    pub fn hide(&self, seat: &Arc<Seat>) -> bool {
+        let mut exports = self.write();
+        let is_shown = exports.get(&seat.name).is_some_and(|other| Arc::ptr_eq(other, seat));
+        if is_shown {
+            exports.remove(&seat.name);
+        }
+        is_shown
+    }
+
     /// Does something for an export that is still shown, before it can be removed. `None`: it was.
     ///
     /// What `act` posts to a shard comes before whatever a removal posts.
