@@ -39,7 +39,7 @@ crash-life SEED:
 nbd-model N="20000":
     ORLOP_MODEL_LIVES={{N}} cargo test --release --test nbd_model -- --nocapture
 
-# Fuzz a target (vhd_open, nbd_receive, engine_requests, nbd_session) with libFuzzer; needs cargo-fuzz
+# Fuzz a target (vhd_open, nbd_receive, engine_requests, nbd_session, management) with libFuzzer; needs cargo-fuzz
 fuzz TARGET SECONDS="60":
     mkdir -p target/fuzz-corpus/{{TARGET}}
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} target/fuzz-corpus/{{TARGET}} fuzz/corpus/{{TARGET}} -- -max_total_time={{SECONDS}} -max_len=65536
@@ -48,10 +48,10 @@ fuzz TARGET SECONDS="60":
 fuzz-smoke SECONDS="60":
     ORLOP_FUZZ_SECONDS={{SECONDS}} cargo test --release --test fuzz_replay -- --nocapture
 
-# Compare with qemu-nbd and nbdkit; options as in benches/peers.sh
+# Compare with other NBD servers, data verified first; options as in benches/peers
 bench-peers *ARGS:
     cargo build --release
-    ORLOP=target/release/orlop benches/peers.sh {{ARGS}}
+    python3 benches/peers --orlop target/release/orlop {{ARGS}}
 
 # What a client notices of others' abuse; options as in benches/abuse.py
 bench-abuse *ARGS:
@@ -67,10 +67,15 @@ bench-mounts *ARGS:
 fsx OPERATIONS="340000" LIVES="40":
     ORLOP_FSX_OPERATIONS={{OPERATIONS}} ORLOP_FSX_LIVES={{LIVES}} cargo test --release --test mounted_disks random_operations -- --nocapture --test-threads=1
 
+# Kill the daemon at random under many callers, N times
+daemon-kill N="200":
+    ORLOP_DAEMON_KILL_ROUNDS={{N}} cargo test --test daemon_kill random -- --nocapture
+
 # Micro-benchmarks of looking up and of committing
 bench:
     cargo bench --bench resolve
     cargo bench --bench commit
+    cargo bench --bench repositories
 
 # What programs by others make of our images and of our server
 interop:

@@ -3,13 +3,17 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod api;
 pub mod bench;
 pub mod cli;
 pub mod control;
+pub mod daemon;
+pub mod dialect;
 pub mod engine;
 pub mod format;
 pub mod host;
 pub mod image;
+pub mod live;
 pub mod meter;
 pub mod mount;
 pub mod partition;

@@ -52,18 +52,20 @@ const VERBS: [(&str, Verb); 24] = [
     ("delete what has children", |sr, cast| sr.delete(cast.snapshot)),
     ("delete raw that has children", |sr, cast| sr.delete(cast.raw_snapshot)),
     ("delete a clone", |sr, cast| sr.delete(cast.clone)),
-    ("snapshot", |sr, cast| sr.snapshot(cast.plain, vdi(90), named("snap"), &mut Idle)),
-    ("snapshot of raw", |sr, cast| sr.snapshot(cast.raw, vdi(90), named("snap"), &mut Idle)),
+    ("snapshot", |sr, cast| sr.snapshot(cast.plain, vdi(90), |_| Ok(named("snap")), &mut Idle)),
+    ("snapshot of raw", |sr, cast| {
+        sr.snapshot(cast.raw, vdi(90), |_| Ok(named("snap")), &mut Idle)
+    }),
     ("snapshot of a child", |sr, cast| {
-        sr.snapshot(cast.running, vdi(90), named("snap"), &mut Idle)
+        sr.snapshot(cast.running, vdi(90), |_| Ok(named("snap")), &mut Idle)
     }),
     ("snapshot of a snapshot", |sr, cast| {
-        sr.snapshot(cast.snapshot, vdi(90), named("snap"), &mut Idle)
+        sr.snapshot(cast.snapshot, vdi(90), |_| Ok(named("snap")), &mut Idle)
     }),
-    ("clone", |sr, cast| sr.clone_vdi(cast.plain, vdi(90), named("clone"), &mut Idle)),
-    ("clone of raw", |sr, cast| sr.clone_vdi(cast.raw, vdi(90), named("clone"), &mut Idle)),
+    ("clone", |sr, cast| sr.clone_vdi(cast.plain, vdi(90), |_| Ok(named("clone")), &mut Idle)),
+    ("clone of raw", |sr, cast| sr.clone_vdi(cast.raw, vdi(90), |_| Ok(named("clone")), &mut Idle)),
     ("clone of a snapshot", |sr, cast| {
-        sr.clone_vdi(cast.snapshot, vdi(90), named("clone"), &mut Idle)
+        sr.clone_vdi(cast.snapshot, vdi(90), |_| Ok(named("clone")), &mut Idle)
     }),
     ("resize", |sr, cast| sr.resize(cast.plain, size_of(8000))),
     ("resize with a larger table", |sr, cast| sr.resize(cast.plain, size_of(130 * 4096 + 1))),
@@ -311,13 +313,14 @@ fn a_cut_that_fails_is_undone() {
         let repository = attach(cast.sr, Arc::clone(&store)).unwrap();
         let before = observe(&repository, &store).unwrap();
         let mut cut = Awkward { hold_fails, held: false, switched: false, released: false };
-        let failure = repository.snapshot(cast.plain, vdi(90), named("s"), &mut cut).unwrap_err();
+        let failure =
+            repository.snapshot(cast.plain, vdi(90), |_| Ok(named("s")), &mut cut).unwrap_err();
         assert_eq!(failure.kind, Kind::Io);
         assert_eq!((cut.switched, cut.released), (!hold_fails, !hold_fails));
         assert_eq!(observe(&repository, &store).unwrap(), before);
         let (state, _) = recovered(cast.sr, store.world()).unwrap();
         assert_eq!(state, before);
-        repository.snapshot(cast.plain, vdi(90), named("s"), &mut Idle).unwrap();
+        repository.snapshot(cast.plain, vdi(90), |_| Ok(named("s")), &mut Idle).unwrap();
     }
 }
 

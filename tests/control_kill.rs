@@ -79,8 +79,8 @@ fn victim(place: &Path, seed: u64) {
                 Ok(())
             }
             2 => repository.delete(vdi(a)),
-            3 => repository.snapshot(vdi(a), vdi(b), record, &mut Idle),
-            4 => repository.clone_vdi(vdi(a), vdi(b), record, &mut Idle),
+            3 => repository.snapshot(vdi(a), vdi(b), |_| Ok(record), &mut Idle),
+            4 => repository.clone_vdi(vdi(a), vdi(b), |_| Ok(record), &mut Idle),
             5 => repository.resize(vdi(a), ByteLen::new((SECTORS + dice.draw(9999)) * 512)),
             6 => repository.gc(&|_| false).map(drop),
             7 => repository.lock(vdi(a), &wish),

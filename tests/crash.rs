@@ -7,6 +7,8 @@ mod bad_leaf;
 mod bugs;
 #[path = "crash/checker.rs"]
 mod checker;
+#[path = "crash/generations.rs"]
+mod generations;
 #[path = "crash/life.rs"]
 mod life;
 #[path = "crash/oracle.rs"]
@@ -34,6 +36,7 @@ use std::time::Instant;
 
 use bugs::{ALL, Bug};
 use checker::Tally;
+use generations::live_to_be_cut;
 use runs::{Hunt, hunt, live, live_many, report, setting};
 
 /// Crash states judged unless the environment says otherwise.
@@ -57,6 +60,21 @@ fn seeded_lives_lose_nothing_whatever_a_crash_leaves() {
         }
     }
     println!("{} states, 0 violations ({total:?}, {:?})", total.states, start.elapsed());
+}
+
+/// Lives in which disks get new leaves.
+const CUT_LIVES: u64 = 40;
+
+#[test]
+fn a_leaf_that_gets_a_child_holds_what_was_answered_and_nothing_later() {
+    let mut tally = Tally::default();
+    for seed in 0..setting("ORLOP_CRASH_CUT_LIVES", CUT_LIVES) {
+        if let Err(violation) = live_to_be_cut(seed, &mut tally) {
+            panic!("life {seed}: {}\n{}", violation.what, violation.story);
+        }
+    }
+    assert!(tally.cuts > 0, "{tally:?}");
+    println!("{tally:?}");
 }
 
 #[test]

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 #[path = "support/fuzz/mod.rs"]
 mod bodies;
 
-use bodies::{TARGETS, Target, engine_requests, nbd_receive, nbd_session, seeds, vhd_open};
+use bodies::{
+    TARGETS, Target, engine_requests, management, nbd_receive, nbd_session, seeds, vhd_open,
+};
 
 /// Longest input that mutation makes.
 const INPUT_BYTES_MAX: usize = 64 << 10;
@@ -134,6 +136,11 @@ fn a_disk_in_any_order_and_with_any_fault_keeps_its_bytes() {
 #[test]
 fn a_connection_of_any_bytes_in_any_pieces_leaves_nothing_behind() {
     replay(("nbd_session", nbd_session));
+}
+
+#[test]
+fn requests_of_any_bytes_get_answers_that_can_be_read() {
+    replay(("management", management));
 }
 
 #[test]

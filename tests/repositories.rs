@@ -4,6 +4,8 @@
 
 #[path = "support/foreign.rs"]
 mod foreign;
+#[path = "repositories/glances.rs"]
+mod glances;
 #[path = "repositories/hostile.rs"]
 mod hostile;
 #[path = "repositories/lot.rs"]
@@ -535,7 +537,7 @@ fn raw_disks_are_forked_merged_and_keep_their_bytes() {
     let mut below = disk(dir.path(), &sr, vdi(1), true);
     below.write(DiskOffset::new(16 * 512), &[1; 512]).unwrap();
     below.flush().unwrap();
-    sr.clone_vdi(vdi(1), vdi(2), record, &mut orlop::sr::Idle).unwrap();
+    sr.clone_vdi(vdi(1), vdi(2), |_| Ok(record), &mut orlop::sr::Idle).unwrap();
     let mut above = disk(dir.path(), &sr, vdi(2), true);
     above.write(DiskOffset::new(0), &[2; 512]).unwrap();
     above.flush().unwrap();

@@ -47,7 +47,7 @@ struct Room {
 }
 
 /// From the ground up: a room may only name rooms further up in this list.
-const ROOMS: [Room; 19] = [
+const ROOMS: [Room; 23] = [
     Room { name: "engine", rooms: &[], crates: &[], acts: false },
     Room { name: "meter", rooms: &[], crates: &[], acts: true },
     Room { name: "size", rooms: &["engine::units"], crates: &[], acts: false },
@@ -77,6 +77,18 @@ const ROOMS: [Room; 19] = [
         acts: true,
     },
     Room { name: "control", rooms: &["engine::units", "sr"], crates: &["tracing"], acts: true },
+    Room {
+        name: "dialect",
+        rooms: &["control", "engine::units", "sr"],
+        crates: &["quick_xml", "serde_json"],
+        acts: false,
+    },
+    Room {
+        name: "api",
+        rooms: &["control", "dialect"],
+        crates: &["axum", "hyper", "hyper_util", "rustix", "serde_json", "tokio", "tracing"],
+        acts: true,
+    },
     Room {
         name: "shard",
         rooms: &["engine", "format", "host", "meter"],
@@ -148,9 +160,35 @@ const ROOMS: [Room; 19] = [
         acts: true,
     },
     Room {
+        name: "live",
+        rooms: &[
+            "admin",
+            "control",
+            "engine::units",
+            "host",
+            "image",
+            "meter",
+            "mount",
+            "partition",
+            "server",
+            "shard",
+            "sr",
+            "transport::files",
+            "transport::fuse_ring",
+        ],
+        crates: &["orlop_fuse", "rustix", "serde_json", "tokio", "tracing", "uuid"],
+        acts: true,
+    },
+    Room {
         name: "sandbox",
         rooms: &[],
         crates: &["landlock", "nix", "rustix", "seccompiler", "tracing"],
+        acts: true,
+    },
+    Room {
+        name: "daemon",
+        rooms: &["api", "control", "host", "live", "server"],
+        crates: &["rustix", "sd_notify", "serde", "tokio", "toml", "tracing", "uuid"],
         acts: true,
     },
     Room {
@@ -166,6 +204,11 @@ const ROOMS: [Room; 19] = [
             "bench",
             "server",
             "admin",
+            "api",
+            "control",
+            "daemon",
+            "dialect",
+            "sr",
             "mount",
             "sandbox",
             "size",

@@ -99,6 +99,17 @@ impl Mounted {
         Ok(name)
     }
 
+    /// Shows a disk that cannot be served: a directory with what is told of it, without its bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::add`].
+    pub fn add_broken(&self, disk: &NewDisk) -> Result<String, TreeError> {
+        let name = self.ops.add_broken(disk)?;
+        self.tell_attributes(ROOT_INODE);
+        Ok(name)
+    }
+
     /// Takes a disk away: its open files answer "no such device" (those the kernel serves by
     /// itself "input/output error") and its names go. Unless forced, only where none is open.
     ///

@@ -91,7 +91,16 @@ impl Ops {
     ///
     /// [`TreeError`] where the disk cannot be shown.
     pub fn add(&self, disk: &NewDisk) -> Result<String, TreeError> {
-        self.change().add(disk).map(|disk| disk.name.clone())
+        self.change().add(disk, false).map(|disk| disk.name.clone())
+    }
+
+    /// Shows a disk that cannot be served: what is told of it, without its bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::add`].
+    pub fn add_broken(&self, disk: &NewDisk) -> Result<String, TreeError> {
+        self.change().add(disk, true).map(|disk| disk.name.clone())
     }
 
     /// The entry of that name.

@@ -159,7 +159,9 @@ pub(crate) enum Handle {
 
 struct Entry {
     disk: Arc<Disk>,
+    /// Of no bytes and without a name, where there is only something to be told of the disk.
     whole: Arc<Image>,
+    broken: bool,
     parts: BTreeMap<u32, Arc<Image>>,
 }
 
@@ -203,10 +205,12 @@ impl Table {
     /// The disk's file and its partitions.
     pub(crate) fn images(&self, id: DiskId) -> Vec<Arc<Image>> {
         let Ok(entry) = self.entry(id) else { return Vec::new() };
-        std::iter::once(&entry.whole).chain(entry.parts.values()).cloned().collect()
+        let whole = (!entry.broken).then_some(&entry.whole);
+        whole.into_iter().chain(entry.parts.values()).cloned().collect()
     }
 
-    pub(crate) fn add(&mut self, new: &NewDisk) -> Result<Arc<Disk>, TreeError> {
+    /// Shows a disk; a broken one without the files that are its bytes.
+    pub(crate) fn add(&mut self, new: &NewDisk, broken: bool) -> Result<Arc<Disk>, TreeError> {
         let full = match self.layout {
             Layout::Single => 1,
             Layout::Many => DISKS_MAX,
@@ -233,10 +237,12 @@ impl Table {
             writers: AtomicU32::new(0),
             passthrough: AtomicU32::new(0),
         });
-        let all = Extent { at: Offset(0), len: new.len };
+        let len = if broken { Bytes(0) } else { new.len };
+        let all = Extent { at: Offset(0), len };
         let whole = Image::new(&disk, Slot::Disk, all);
-        let parts = new.windows.iter().map(|window| part(&disk, window)).collect();
-        self.disks.insert(self.last_serial, Entry { disk: disk.clone(), whole, parts });
+        let windows = if broken { &[] } else { new.windows.as_slice() };
+        let parts = windows.iter().map(|window| part(&disk, window)).collect();
+        self.disks.insert(self.last_serial, Entry { disk: disk.clone(), whole, broken, parts });
         Ok(disk)
     }
 
@@ -298,7 +304,7 @@ impl Table {
         let text = slot.checked_sub(TEXT_SLOT).and_then(|index| usize::try_from(index).ok());
         if slot == DIR_SLOT {
             Ok(Node::Dir(entry.disk.clone()))
-        } else if slot == DISK_SLOT {
+        } else if slot == DISK_SLOT && !entry.broken {
             Ok(Node::Image(entry.whole.clone()))
         } else if let Some(which) = text.and_then(|index| Text::ALL.get(index)) {
             Ok(Node::Text(entry.disk.clone(), *which))
@@ -416,7 +422,7 @@ impl Entry {
             let cookie = PARTITION_SLOT + u64::from(*number);
             (cookie, format!("p{number}"), Node::Image(image.clone()))
         });
-        std::iter::once(whole).chain(texts).chain(parts).collect()
+        (!self.broken).then_some(whole).into_iter().chain(texts).chain(parts).collect()
     }
 }
 
@@ -465,12 +471,12 @@ mod tests {
     #[test]
     fn an_inode_number_is_never_given_to_another_disk() {
         let mut table = Table::new(Layout::Many);
-        let first = table.add(&disk(1, "a")).unwrap();
+        let first = table.add(&disk(1, "a"), false).unwrap();
         let inode = first.inode_of(super::Slot::Disk);
         assert!(matches!(table.node(inode), Ok(Node::Image(_))));
         table.retire(DiskId(1), false).unwrap();
         table.forget(&first);
-        table.add(&disk(1, "a")).unwrap();
+        table.add(&disk(1, "a"), false).unwrap();
         assert_eq!(table.node(inode).err(), Some(Errno::NotFound));
     }
 
@@ -478,12 +484,12 @@ mod tests {
     fn cookies_of_a_listing_survive_changes() {
         let mut table = Table::new(Layout::Many);
         for id in 0..10 {
-            table.add(&disk(id, "x")).unwrap();
+            table.add(&disk(id, "x"), false).unwrap();
         }
         let first: Vec<_> = table.list(ROOT_INODE, 0).unwrap().into_iter().take(4).collect();
         let (cookie, gone) = (first[3].0, table.retire(DiskId(2), false).unwrap());
         table.forget(&gone);
-        table.add(&disk(99, "y")).unwrap();
+        table.add(&disk(99, "y"), false).unwrap();
         let rest = table.list(ROOT_INODE, cookie).unwrap();
         assert_eq!(rest.len(), 7);
         assert!(rest.iter().all(|entry| first.iter().all(|seen| seen.1 != entry.1)));
@@ -500,29 +506,40 @@ mod tests {
             vec![window(super::PARTITIONS_MAX + 1, 0, 512)],
         ] {
             let new = NewDisk { windows: bad, ..disk(1, "a") };
-            assert!(matches!(table.add(&new), Err(TreeError::BadWindow(_))));
+            assert!(matches!(table.add(&new, false), Err(TreeError::BadWindow(_))));
         }
         let long = NewDisk { len: Bytes(1 << 63), windows: Vec::new(), ..disk(1, "a") };
-        assert_eq!(table.add(&long).err(), Some(TreeError::TooLong(Bytes(1 << 63))));
+        assert_eq!(table.add(&long, false).err(), Some(TreeError::TooLong(Bytes(1 << 63))));
     }
 
     #[test]
     fn a_mount_is_full_at_its_bound() {
         let mut single = Table::new(Layout::Single);
-        single.add(&disk(1, "a")).unwrap();
-        assert_eq!(single.add(&disk(2, "b")).err(), Some(TreeError::Full(1)));
+        single.add(&disk(1, "a"), false).unwrap();
+        assert_eq!(single.add(&disk(2, "b"), false).err(), Some(TreeError::Full(1)));
         let mut many = Table::new(Layout::Many);
         for id in 0..DISKS_MAX as u64 {
-            many.add(&disk(id, &id.to_string())).unwrap();
+            many.add(&disk(id, &id.to_string()), false).unwrap();
         }
-        assert_eq!(many.add(&disk(u64::MAX, "b")).err(), Some(TreeError::Full(DISKS_MAX)));
-        assert_eq!(many.add(&disk(1, "b")).err(), Some(TreeError::Known(DiskId(1))));
+        assert_eq!(many.add(&disk(u64::MAX, "b"), false).err(), Some(TreeError::Full(DISKS_MAX)));
+        assert_eq!(many.add(&disk(1, "b"), false).err(), Some(TreeError::Known(DiskId(1))));
+    }
+
+    #[test]
+    fn a_broken_disk_has_its_texts_and_no_bytes() {
+        let mut table = Table::new(Layout::Many);
+        let broken = table.add(&disk(1, "a"), true).unwrap();
+        let directory = broken.inode_of(super::Slot::Dir);
+        let names: Vec<_> = table.list(directory, 0).unwrap().into_iter().map(|e| e.1).collect();
+        assert_eq!(names, ["info.json", "stats.json", "chain.txt", "status"]);
+        assert_eq!(table.node(broken.inode_of(super::Slot::Disk)).err(), Some(Errno::NotFound));
+        assert!(table.images(DiskId(1)).is_empty());
     }
 
     #[test]
     fn a_partition_that_did_not_change_stays_open() {
         let mut table = Table::new(Layout::Single);
-        table.add(&disk(1, "a")).unwrap();
+        table.add(&disk(1, "a"), false).unwrap();
         let Ok(Node::Image(before)) = table.child(ROOT_INODE, b"p1") else { panic!("no p1") };
         table.repartition(DiskId(1), &[window(1, 4096, 8192), window(2, 65536, 512)]).unwrap();
         assert_eq!(before.check_there(), Ok(()));

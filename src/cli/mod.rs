@@ -3,8 +3,10 @@
 //! Refuses to know how anything is done: a command reads its options, calls one room, and says
 //! what came of it. Exit codes are those of [`output::Exit`].
 
+mod ask;
 mod check;
 mod create;
+mod daemon;
 mod export;
 mod info;
 mod map;
@@ -12,7 +14,11 @@ mod mount;
 mod options;
 pub mod output;
 pub mod serve;
+mod sm;
+mod sr;
+mod table;
 mod umount;
+mod vdi;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -61,6 +67,14 @@ enum Command {
     Mount(Box<mount::MountOptions>),
     /// Take a mounted image away, and say who keeps it busy
     Umount(umount::UmountOptions),
+    /// Serve storage repositories until told to stop
+    Daemon(daemon::DaemonOptions),
+    /// Make, attach and look at storage repositories of a running daemon
+    Sr(sr::SrOptions),
+    /// Make, attach and look at virtual disks of a running daemon
+    Vdi(vdi::VdiOptions),
+    /// Speak the Storage Manager API to a running daemon, in its command-line form
+    Sm(sm::SmOptions),
     /// Load an NBD export or a file and measure it
     Bench(Box<BenchOptions>),
 }
@@ -68,6 +82,9 @@ enum Command {
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(driver) = sm::plugin(&arguments) {
+        return sm::relay(&driver, &arguments);
+    }
     let ordinary = mount::ordinary(&arguments);
     arguments = ordinary.unwrap_or(arguments);
     let cli = match Cli::try_parse_from(arguments) {
@@ -78,9 +95,14 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
         }
     };
-    log_to_standard_error();
     let mut out = io::BufWriter::new(io::stdout().lock());
+    // The daemon's log is as its configuration says.
+    if !matches!(cli.command, Command::Daemon(_)) {
+        log_to_standard_error();
+    }
     let (result, json) = match &cli.command {
+        Command::Daemon(options) => return daemon::main(options, &mut out),
+        Command::Sm(options) => return sm::main(options, &mut out),
         // Its exit code may be that of the command it ran.
         Command::Serve(options) => return serve::main(options, &mut out),
         Command::Mount(options) => return mount::main(options, &mut out),
@@ -90,6 +112,8 @@ pub fn run() -> ExitCode {
         Command::Info(options) => (info::run(options, &mut out), options.json),
         Command::Map(options) => (map::run(options, &mut out), options.json),
         Command::Check(options) => (check::run(options, &mut out), options.json),
+        Command::Sr(options) => (sr::run(options, &mut out), options.json()),
+        Command::Vdi(options) => (vdi::run(options, &mut out), options.json()),
         Command::Bench(options) => (bench(options, &mut out), options.json),
     };
     let result = result.and_then(|exit| Ok(out.flush().map(|()| exit)?));

@@ -42,6 +42,12 @@ pub trait Attacher: Send + Sync {
     /// [`Kind::Busy`](crate::sr::Kind::Busy) while clients use it; it is served on then.
     fn detach(&self, sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure>;
 
+    /// A VDI was to be served, and its images do not make a disk. Whoever shows disks may show why,
+    /// until it is attached well or detached.
+    fn broken(&self, sr: SrUuid, file: &DataFile, failure: &Failure) {
+        let _not_shown = (sr, file, failure);
+    }
+
     /// Gets ready to put a new leaf over a VDI that is served; `None` when it cannot.
     fn cut(&self, sr: SrUuid, vdi: VdiUuid) -> Option<Box<dyn Cut + '_>>;
 }

@@ -17,8 +17,8 @@ use super::memory::Memory;
 use super::turns::{Need, Turn, Turns};
 use crate::engine::units::ByteLen;
 use crate::sr::{
-    Capabilities, Catalogue, Cut, DeviceConfig, Driver, Failure, Idle, Kind, LockWish, NewVdi,
-    Repository, SrRecord, SrUuid, Still, Surroundings, Vdi, VdiRecord, VdiUuid, driver,
+    Capabilities, Cut, DeviceConfig, Driver, Failure, Idle, Kind, LockWish, NewVdi, Repository,
+    SrRecord, SrUuid, Still, Surroundings, Vdi, VdiRecord, VdiUuid, driver,
 };
 
 /// Settings of a [`Control`].
@@ -112,6 +112,23 @@ impl Control {
             }
         }
         Ok(failures)
+    }
+
+    /// Lets go of every SR without forgetting it, so that the next process attaches it again. To
+    /// be called at the end, when nothing is served and no call is under way. Tells what could not
+    /// be let go.
+    pub fn release(&self) -> Vec<Error> {
+        let srs = std::mem::take(&mut *locked(&self.srs));
+        let released = srs.into_iter().map(|(sr, attached)| {
+            let Ok(Attached { driver, repository, .. }) = Arc::try_unwrap(attached) else {
+                let why = "an operation in the SR is running";
+                return Err(Failure::new(Kind::Busy, format!("SR {sr}"), why));
+            };
+            // It holds the substrate open.
+            drop(repository);
+            driver.detach(sr)
+        });
+        released.filter_map(Result::err).map(|failure| failure.during("let go").into()).collect()
     }
 
     /// Carries out a call.
@@ -357,8 +374,12 @@ impl Control {
                 _ => Ok(access.clone()),
             };
         }
-        let catalogue = attached.repository.scan()?;
-        let found = catalogue.visible(vdi)?;
+        let catalogue = attached.repository.glance(&[vdi])?;
+        let found = catalogue.visible(vdi).inspect_err(|failure| {
+            if let Some(file) = attached.repository.data_of_broken(&catalogue, vdi) {
+                self.attacher.broken(sr, &file, failure);
+            }
+        })?;
         let read_only = self.mode_of(found, mode, user)?;
         let chain = attached.repository.chain(&catalogue, vdi)?;
         let request = AttachRequest { sr, vdi, chain, size: found.size, read_only };
@@ -407,7 +428,9 @@ impl Control {
         let attached = self.attached(sr)?;
         let _turn = self.turn(&attached, Need::One(vdi))?;
         if !locked(&attached.vdis).contains_key(&vdi) {
-            return attached.repository.scan()?.visible(vdi).map(drop);
+            // What it tells of one that could not be attached goes.
+            self.attacher.detach(sr, vdi)?;
+            return attached.repository.glance(&[vdi])?.visible(vdi).map(drop);
         }
         self.attacher.detach(sr, vdi)?;
         locked(&attached.vdis).remove(&vdi);
@@ -424,15 +447,15 @@ impl Control {
         let attached = self.able(sr, "clone", |can| can.fork)?;
         let _turn = self.turn(&attached, Need::Structure(vec![source, dest]))?;
         refuse_attached(&attached, source)?;
-        let catalogue = attached.repository.scan()?;
-        let found = catalogue.visible(source)?;
-        if let Some(lease) = &found.lease {
-            let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
-            return Err(Failure::new(Kind::Busy, format!("VDI {source}"), why)
-                .advise("unlock it first (vdi_unlock)"));
-        }
-        let record = derived(found, about);
-        attached.repository.clone_vdi(source, dest, record, &mut Idle)?;
+        let record_of = |found: &Vdi| match &found.lease {
+            None => Ok(derived(found, about)),
+            Some(lease) => {
+                let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
+                Err(Failure::new(Kind::Busy, format!("VDI {source}"), why)
+                    .advise("unlock it first (vdi_unlock)"))
+            }
+        };
+        attached.repository.clone_vdi(source, dest, record_of, &mut Idle)?;
         Ok(Outcome::Vdi(dest))
     }
 
@@ -445,8 +468,6 @@ impl Control {
     ) -> Result<Outcome, Failure> {
         let attached = self.able(sr, "snapshot", |can| can.fork)?;
         let _turn = self.turn(&attached, Need::Structure(vec![source, dest]))?;
-        let catalogue: Catalogue = attached.repository.scan()?;
-        let record = derived(catalogue.visible(source)?, about);
         let served = locked(&attached.vdis).get(&source).map(|(read_only, _)| *read_only);
         let mut cut: Box<dyn Cut + '_> = match served {
             None => Box::new(Idle),
@@ -457,7 +478,8 @@ impl Control {
                     .advise("detach it first (vdi_detach)")
             })?,
         };
-        attached.repository.snapshot(source, dest, record, cut.as_mut())?;
+        let record_of = |found: &Vdi| Ok(derived(found, about));
+        attached.repository.snapshot(source, dest, record_of, cut.as_mut())?;
         Ok(Outcome::Vdi(dest))
     }
 

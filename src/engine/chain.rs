@@ -12,6 +12,8 @@ use super::units::{ByteLen, DiskOffset, Extent, FileOffset};
 const WINDOW: u64 = 2 << 20;
 /// Entries of the resolved map; a window shares its slot with those that lie a multiple away.
 const MAP_SLOTS: usize = 1 << 16;
+/// Slots that are made at once, when the first of them is needed: an idle disk has few.
+const PIECE_SLOTS: usize = 64;
 /// Pages asked for on behalf of one window; with more, what is wanted is looked up by itself.
 const MAX_TRIES: u16 = 512;
 /// Most runs kept over all windows; when reached, the map starts afresh.
@@ -100,6 +102,18 @@ impl Stack {
         // The last window was cut at the old end.
         let given_up = self.map.given_up;
         self.map = ResolvedMap::new(size, self.frozen.len());
+        self.map.given_up = given_up;
+    }
+
+    /// The leaf is frozen, and this one lies over it.
+    pub(super) fn push(&mut self, leaf: Box<dyn Leaf>, file: FileId) {
+        let seat = LeafSeat { leaf, file: LeafFile::new(file) };
+        if let Some(LeafSeat { leaf, file }) = self.leaf.replace(seat) {
+            // I5: as a layer it has no way to be written, and its file's right to be goes here.
+            self.frozen.insert(0, FrozenLayer { layer: leaf, file: file.file() });
+        }
+        let given_up = self.map.given_up;
+        self.map = ResolvedMap::new(self.size, self.frozen.len());
         self.map.given_up = given_up;
     }
 
@@ -269,7 +283,9 @@ fn push_run(runs: &mut Vec<Run>, start: ByteLen, place: Place, len: ByteLen) {
 
 /// Direct-mapped: bounded by construction, and a look-up is an index and a comparison.
 struct ResolvedMap {
-    slots: Vec<Window>,
+    pieces: Vec<Option<Box<[Window]>>>,
+    /// A power of two, or none.
+    slots: usize,
     runs: usize,
     /// Pages are missing that nobody can read.
     given_up: bool,
@@ -297,7 +313,8 @@ impl ResolvedMap {
     fn new(size: ByteLen, layers: usize) -> Self {
         let windows = size.get().div_ceil(WINDOW) as usize;
         let count = if layers < 2 { 0 } else { windows.next_power_of_two().min(MAP_SLOTS) };
-        Self { slots: vec![Self::empty(); count], runs: 0, given_up: false }
+        let pieces = vec![None; count.div_ceil(PIECE_SLOTS)];
+        Self { pieces, slots: count, runs: 0, given_up: false }
     }
 
     fn empty() -> Window {
@@ -305,29 +322,43 @@ impl ResolvedMap {
         Window { number: NO_WINDOW, runs, tried: (NO_WINDOW, 0) }
     }
 
-    fn slot(&self, window: u64) -> usize {
-        window as usize & (self.slots.len() - 1)
+    /// The piece of a window, and the slot in it.
+    fn place(&self, window: u64) -> (usize, usize) {
+        let slot = window as usize & (self.slots - 1);
+        (slot / PIECE_SLOTS, slot % PIECE_SLOTS)
+    }
+
+    fn slot(&self, window: u64) -> Option<&Window> {
+        let (piece, slot) = self.place(window);
+        self.pieces[piece].as_deref().map(|piece| &piece[slot])
+    }
+
+    fn slot_mut(&mut self, window: u64) -> &mut Window {
+        let (piece, slot) = self.place(window);
+        let piece = self.pieces[piece]
+            .get_or_insert_with(|| vec![Self::empty(); PIECE_SLOTS].into_boxed_slice());
+        &mut piece[slot]
     }
 
     fn holds(&self, window: u64) -> bool {
-        self.slots[self.slot(window)].number == window
+        self.slot(window).is_some_and(|slot| slot.number == window)
     }
 
     /// Whether the window should be walked instead: it may need more pages at once than its layers
     /// keep, and would ask for them for ever.
     fn is_hopeless(&self, window: u64) -> bool {
-        let (number, tries) = self.slots[self.slot(window)].tried;
-        self.given_up || (number == window && tries >= MAX_TRIES)
+        let tried = self.slot(window).map_or((NO_WINDOW, 0), |slot| slot.tried);
+        self.given_up || (tried.0 == window && tried.1 >= MAX_TRIES)
     }
 
     fn note_try(&mut self, window: u64) {
-        let slot = self.slot(window);
-        let tried = &mut self.slots[slot].tried;
+        let tried = &mut self.slot_mut(window).tried;
         *tried = if tried.0 == window { (window, tried.1.saturating_add(1)) } else { (window, 1) };
     }
 
     fn look_up(&self, window: u64, skip: u32) -> (Place, ByteLen) {
-        let runs = match &self.slots[self.slot(window)].runs {
+        let slot = self.slot(window).expect("a window is looked up after it was found here");
+        let runs = match &slot.runs {
             Runs::One(run) => std::slice::from_ref(run),
             Runs::Many(runs) => runs,
         };
@@ -344,11 +375,10 @@ impl ResolvedMap {
 
     fn insert(&mut self, window: u64, runs: Vec<Run>) {
         if self.runs + runs.len() > MAX_RUNS {
-            self.slots.fill(Self::empty());
+            self.pieces.fill(None);
             self.runs = 0;
         }
-        let slot = self.slot(window);
-        if let Runs::Many(old) = &self.slots[slot].runs {
+        if let Some(Window { runs: Runs::Many(old), .. }) = self.slot(window) {
             self.runs -= old.len();
         }
         let runs = match runs.as_slice() {
@@ -358,6 +388,6 @@ impl ResolvedMap {
                 Runs::Many(runs.into_boxed_slice())
             }
         };
-        self.slots[slot] = Window { number: window, runs, tried: (NO_WINDOW, 0) };
+        *self.slot_mut(window) = Window { number: window, runs, tried: (NO_WINDOW, 0) };
     }
 }

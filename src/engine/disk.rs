@@ -8,6 +8,7 @@ use super::chain::{Found, FrozenLayer, LeafSeat, Stack};
 use super::commit::Commit;
 use super::effect::{Effect, EffectId, FileId, IoError, LeafFile, Outcome, Source, Target};
 use super::layer::{Blocked, Leaf, MetaPage};
+use super::pivot::Hold;
 use super::request::{Answer, Fault, FaultKind, Reply, Request, RequestId};
 use super::resize::Resize;
 use super::task::{Outbox, Parking, Purpose, Task, TaskKey, WaitFor};
@@ -25,6 +26,7 @@ pub struct Disk {
     pub(super) parking: Parking,
     pub(super) commit: Commit,
     pub(super) resize: Resize,
+    pub(super) hold: Hold,
     replies: VecDeque<Reply>,
     /// Tasks that wait until an overlapping task ends.
     waiting: VecDeque<TaskKey>,
@@ -61,6 +63,7 @@ impl Disk {
             parking: Parking::default(),
             commit: Commit::default(),
             resize: Resize::default(),
+            hold: Hold::default(),
             replies: VecDeque::new(),
             waiting: VecDeque::new(),
             admitting: false,
@@ -135,7 +138,11 @@ impl Disk {
             parked: false,
             settled: true,
         });
-        if matches!(request, Request::Resize { .. }) {
+        if matches!(request, Request::Hold) {
+            self.begin_hold(key);
+        } else if self.hold.keeps(&request) {
+            self.hold.keep(key);
+        } else if matches!(request, Request::Resize { .. }) {
             self.queue_resize(key);
         } else if self.resize.is_pending() || self.conflicts(key) {
             self.waiting.push_back(key);
@@ -155,15 +162,15 @@ impl Disk {
 
     /// The size has changed: what was no ragged end may be one now.
     pub(super) fn review_waiting(&mut self) {
-        for at in 0..self.waiting.len() {
-            let key = self.waiting[at];
+        let waiting: Vec<_> = self.waiting.iter().copied().chain(self.hold.waiting()).collect();
+        for key in waiting {
             self.tasks[key].exclusive = self.is_exclusive(&self.tasks[key].request);
         }
     }
 
     /// Tasks that run.
     pub(super) fn admitted(&self) -> usize {
-        self.tasks.len() - self.waiting.len() - self.resize.queued()
+        self.tasks.len() - self.waiting.len() - self.resize.queued() - self.hold.kept()
     }
 
     /// The next effect for the host, if any.
@@ -260,8 +267,8 @@ impl Disk {
                     self.join_commit_or_reply(key);
                     return;
                 }
-                // Has its own way through the disk.
-                Request::Resize { .. } => return,
+                // They have their own ways through the disk.
+                Request::Resize { .. } | Request::Hold => return,
             }
         }
         self.finish_if_done(key);
@@ -358,15 +365,17 @@ impl Disk {
                 _ => Answer::Done,
             }),
         };
+        let well = result.is_ok();
         self.replies.push_back(Reply { id: task.id, result });
         self.exclusives -= usize::from(task.admitted && task.exclusive);
         self.resize.end(key);
+        self.note_end_of_hold(key, well);
         self.admit_waiting();
     }
 
     /// Lets tasks run whose way is clear now. A loop and not a recursion: a task that is admitted
     /// may end at once and come here again, and thousands may wait.
-    fn admit_waiting(&mut self) {
+    pub(super) fn admit_waiting(&mut self) {
         if self.admitting {
             return;
         }
@@ -379,7 +388,10 @@ impl Disk {
             // first has nothing to conflict with.
             for _ in 0..self.waiting.len().min(MAX_ADMISSIONS) {
                 let Some(key) = self.waiting.pop_front() else { break };
-                if self.conflicts(key) {
+                if self.hold.keeps(&self.tasks[key].request) {
+                    moved = true;
+                    self.hold.keep(key);
+                } else if self.conflicts(key) {
                     self.waiting.push_back(key);
                 } else {
                     moved = true;
@@ -388,6 +400,15 @@ impl Disk {
             }
         }
         self.admitting = false;
+        self.try_hold();
+    }
+
+    /// Puts a task that was held among those that wait for their turn.
+    pub(super) fn wait_again(&mut self, key: TaskKey) {
+        match self.tasks[key].request {
+            Request::Resize { .. } => self.resize.queue(key),
+            _ => self.waiting.push_back(key),
+        }
     }
 
     /// Parks a task until the page was learnt, and sees to it that somebody reads it.
@@ -507,6 +528,7 @@ impl Disk {
         }
         ended.extend(std::mem::take(&mut self.waiting));
         ended.extend(self.resize.take_waiters());
+        ended.extend(self.hold.take_waiters());
         for key in ended {
             let idle = self.tasks[key].pending == 0;
             if idle {
@@ -533,6 +555,6 @@ pub(super) fn extent_of(request: &Request) -> Option<Extent> {
         | Request::Zero { extent, .. }
         | Request::Discard { extent, .. }
         | Request::Map { extent, .. } => Some(*extent),
-        Request::Flush | Request::Resize { .. } => None,
+        Request::Flush | Request::Resize { .. } | Request::Hold => None,
     }
 }

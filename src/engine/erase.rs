@@ -48,7 +48,7 @@ impl Disk {
             Request::Write { extent, .. } => self.write_target(task, extent),
             Request::Zero { extent, .. } => self.zero_target(task, extent),
             Request::Discard { extent, .. } => inner(extent, self.size).len,
-            Request::Flush | Request::Resize { .. } => ByteLen::ZERO,
+            Request::Flush | Request::Resize { .. } | Request::Hold => ByteLen::ZERO,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod effect;
 mod erase;
 pub mod layer;
 mod map;
+mod pivot;
 mod read;
 pub mod request;
 mod resize;
@@ -18,3 +19,4 @@ mod write;
 
 pub use chain::FrozenLayer;
 pub use disk::Disk;
+pub use pivot::PivotError;

@@ -60,6 +60,10 @@ pub enum Request {
         /// The new size: whole sectors, not less than the old one.
         size: ByteLen,
     },
+    /// Let no change begin from now on: writes, zeroings, discards and resizes wait until
+    /// [`Disk::release`](super::Disk::release), while all else goes on. Replied to when those that
+    /// began before have ended and everything is durable. A failure holds nothing.
+    Hold,
 }
 
 /// A piece of a read's answer.

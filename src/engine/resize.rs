@@ -42,6 +42,11 @@ impl Resize {
         self.running.is_some() || !self.queue.is_empty()
     }
 
+    /// Lets a resize wait for its turn.
+    pub(super) fn queue(&mut self, task: TaskKey) {
+        self.queue.push_back(task);
+    }
+
     /// Resizes that wait for their turn.
     pub(super) fn queued(&self) -> usize {
         self.queue.len()

@@ -99,6 +99,25 @@ impl Outbox {
     pub(super) fn in_flight(&self) -> usize {
         self.purposes.len()
     }
+
+    /// Every layer lies one step lower from now on.
+    pub(super) fn one_layer_more(&mut self) {
+        for (_, purpose) in &mut self.purposes {
+            match purpose {
+                Purpose::Read { layer, .. }
+                | Purpose::Edge { layer, .. }
+                | Purpose::Page { layer, .. }
+                | Purpose::Extents { layer, .. } => *layer += 1,
+                Purpose::Data { .. }
+                | Purpose::Scrub { .. }
+                | Purpose::Wave
+                | Purpose::Barrier
+                | Purpose::ResizeRead
+                | Purpose::ResizeChange
+                | Purpose::ResizeBarrier => {}
+            }
+        }
+    }
 }
 
 /// Who waits for what. Only the first waiter issues the effect that everyone waits for.
@@ -118,6 +137,16 @@ impl Parking {
     /// Everyone who waits for this; they wait no longer.
     pub(super) fn release(&mut self, what: WaitFor) -> Vec<TaskKey> {
         self.lots.remove(&what).unwrap_or_default()
+    }
+
+    /// Every layer lies one step lower from now on.
+    pub(super) fn one_layer_more(&mut self) {
+        let lower = |what| match what {
+            WaitFor::Page { layer, at } => WaitFor::Page { layer: layer + 1, at },
+            other => other,
+        };
+        let lots = std::mem::take(&mut self.lots);
+        self.lots = lots.into_iter().map(|(what, lot)| (lower(what), lot)).collect();
     }
 
     /// Everyone who waits for anything.

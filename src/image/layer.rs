@@ -101,7 +101,8 @@ impl Content {
         }
     }
 
-    fn leaf(&self, backing: Backing) -> Box<dyn Leaf> {
+    pub(super) fn leaf(&self, device: bool) -> Box<dyn Leaf> {
+        let backing = if device { Backing::Device } else { Backing::File };
         match self {
             Self::Vhd(image) => match image.sparse() {
                 Some(sparse) => Box::new(VhdLeaf::new(image, sparse, backing)),
@@ -229,8 +230,7 @@ impl OpenedChain {
             let OpenedLayer { fd: main, cached, mode, .. } = layer;
             let file = add_file(Descriptors { main, cached, mode })?;
             if depth == 0 && !self.read_only {
-                let backing = if device { Backing::Device } else { Backing::File };
-                leaf = Some((layer.content.leaf(backing), file));
+                leaf = Some((layer.content.leaf(device), file));
             } else {
                 frozen.push(FrozenLayer { layer: layer.content.layer(), file });
             }

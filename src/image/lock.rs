@@ -168,6 +168,20 @@ pub fn claim_to_write(fd: &impl AsFd, path: &Path) -> Result<(), LockError> {
     take(fd, Claim::Write, path)
 }
 
+/// Turns a claim to write into one to read.
+pub(super) fn weaken(fd: &impl AsFd) -> Result<(), LockError> {
+    for permission in ALL {
+        let offset = permission as off_t;
+        if Claim::Write.holds(permission) && !Claim::Read.holds(permission) {
+            set(fd, F_UNLCK, HELD_BASE + offset)?;
+        }
+        if !Claim::Write.shares(permission) && Claim::Read.shares(permission) {
+            set(fd, F_UNLCK, UNSHARED_BASE + offset)?;
+        }
+    }
+    Ok(())
+}
+
 fn take_now(fd: &impl AsFd, claim: Claim, path: &Path) -> Result<(), LockError> {
     for permission in ALL {
         let offset = permission as off_t;
@@ -324,6 +338,19 @@ mod tests {
         assert_eq!(holders, ["this process"]);
         drop((a, b));
         take(&c, Claim::Write, &path).unwrap();
+    }
+
+    #[test]
+    fn a_weakened_writer_is_a_reader_to_others() {
+        let (_dir, path) = image();
+        let (was, reader, writer) = (open(&path), open(&path), open(&path));
+        take(&was, Claim::Write, &path).unwrap();
+        super::weaken(&was).unwrap();
+        take(&reader, Claim::Read, &path).unwrap();
+        drop(reader);
+        assert_eq!(take(&writer, Claim::Write, &path).unwrap_err().code(), "locked");
+        drop(was);
+        take(&writer, Claim::Write, &path).unwrap();
     }
 
     #[test]

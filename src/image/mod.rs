@@ -4,6 +4,7 @@
 //! opens only inside a directory somebody vouched for, and only with the identity its child names
 //! (section 5.5 of the security notes). Serves nothing: what was opened is handed to the engine.
 
+mod child;
 mod children;
 mod create;
 mod error;
@@ -15,6 +16,7 @@ mod lock;
 mod open;
 mod overlay;
 
+pub use child::{Lineage, claim_to_read_only, open_child};
 pub use create::{Created, NewImage, NewKind, create};
 pub use error::{Cause, ImageError};
 pub use file::FileKind;

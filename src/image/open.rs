@@ -174,7 +174,10 @@ pub(super) fn content_of(file: &ImageFile, format: Format) -> Result<Content, Ca
     }
 }
 
-fn open_top(options: &OpenOptions, notices: &mut Vec<Notice>) -> Result<OpenImage, ImageError> {
+pub(super) fn open_top(
+    options: &OpenOptions,
+    notices: &mut Vec<Notice>,
+) -> Result<OpenImage, ImageError> {
     let path = &options.path;
     let failed = |cause| ImageError::new(path, cause);
     let write = options.writes();

@@ -49,6 +49,14 @@ impl LayerFacts {
         }
     }
 
+    fn line(&self) -> String {
+        let Self { path, format, size_bytes, .. } = self;
+        let uuid = self.uuid.map(|uuid| format!(", uuid {uuid}")).unwrap_or_default();
+        let parent = self.parent.as_ref().map(|name| format!(", parent {name:?}"));
+        let parent = parent.unwrap_or_default();
+        format!("{}: {format}, {size_bytes} bytes{uuid}{parent}\n", path.display())
+    }
+
     fn as_json(&self) -> Value {
         json!({
             "path": self.path.to_string_lossy(),
@@ -62,7 +70,7 @@ impl LayerFacts {
 
 /// What is known of an image once it is open.
 #[derive(Clone, Debug)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     /// The image that was named, and its parents.
     layers: Vec<LayerFacts>,
     /// For people.
@@ -75,40 +83,76 @@ impl Chain {
         let texts: Vec<String> = layers.iter().map(describe).collect();
         Self { layers: layers.iter().map(LayerFacts::of).collect(), text: texts.join("\n") }
     }
+
+    /// The same, a line for each layer.
+    pub(crate) fn in_lines(layers: &[OpenedLayer]) -> Self {
+        Self::of_facts(layers.iter().map(LayerFacts::of).collect())
+    }
+
+    fn of_facts(layers: Vec<LayerFacts>) -> Self {
+        let text = layers.iter().map(LayerFacts::line).collect();
+        Self { layers, text }
+    }
+
+    /// The chain once this leaf lies over it, and its old top is called `path`.
+    pub(crate) fn under(&self, leaf: &OpenedLayer, path: PathBuf) -> Self {
+        let mut layers = self.layers.clone();
+        if let Some(old) = layers.first_mut() {
+            old.path = path;
+        }
+        layers.insert(0, LayerFacts::of(leaf));
+        Self::of_facts(layers)
+    }
 }
 
 /// How the bytes come and go, and why so.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Way {
-    pub(super) name: &'static str,
-    pub(super) why: String,
+pub(crate) struct Way {
+    pub(crate) name: &'static str,
+    pub(crate) why: String,
 }
 
 /// What was made with the mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Made {
-    pub(super) loop_device: Option<PathBuf>,
-    pub(super) file_system: Option<PathBuf>,
+pub(crate) struct Made {
+    pub(crate) loop_device: Option<PathBuf>,
+    pub(crate) file_system: Option<PathBuf>,
 }
 
 /// A mounted image, as its files tell it.
-pub(super) struct ImageAbout {
-    pub(super) chain: Chain,
-    pub(super) seat: Arc<Seat>,
+pub(crate) struct ImageAbout {
+    pub(crate) chain: Chain,
+    pub(crate) seat: Arc<Seat>,
     /// What came through the mount alone.
-    pub(super) meter: Arc<Meter>,
-    pub(super) overlay: Option<PathBuf>,
-    pub(super) partition: Option<u32>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) overlay: Option<PathBuf>,
+    pub(crate) partition: Option<u32>,
     /// Why it is read-only although nobody asked for that.
-    pub(super) read_only_because: Option<String>,
-    pub(super) nbd: Option<String>,
-    pub(super) way: OnceLock<Way>,
-    pub(super) made: OnceLock<Made>,
-    pub(super) since: Instant,
+    pub(crate) read_only_because: Option<String>,
+    pub(crate) nbd: Option<String>,
+    pub(crate) way: OnceLock<Way>,
+    pub(crate) made: OnceLock<Made>,
+    pub(crate) since: Instant,
 }
 
 impl ImageAbout {
-    pub(super) fn info(&self) -> Value {
+    /// The same, counting on where this one counts.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            seat: Arc::clone(&self.seat),
+            meter: Arc::clone(&self.meter),
+            overlay: self.overlay.clone(),
+            partition: self.partition,
+            read_only_because: self.read_only_because.clone(),
+            nbd: self.nbd.clone(),
+            way: self.way.clone(),
+            made: self.made.clone(),
+            since: self.since,
+        }
+    }
+
+    pub(crate) fn info(&self) -> Value {
         let top = self.chain.layers.first();
         let made = self.made.get();
         let shown = |path: Option<&PathBuf>| path.map(|path| path.to_string_lossy().into_owned());
@@ -134,7 +178,7 @@ impl ImageAbout {
         })
     }
 
-    fn stats(&self) -> Value {
+    pub(crate) fn stats(&self) -> Value {
         json!({
             "schema_version": SCHEMA_VERSION,
             "seconds": self.since.elapsed().as_secs(),
@@ -145,7 +189,7 @@ impl ImageAbout {
     }
 
     /// One line: whether it is well.
-    fn status(&self) -> String {
+    pub(crate) fn status(&self) -> String {
         let failed = failures(&self.seat.meter.snapshot()) + failures(&self.meter.snapshot());
         let mode = match (self.seat.read_only, &self.overlay) {
             (true, _) => "read-only",

@@ -8,7 +8,7 @@ use rustix::process::{Resource, configure_io_flusher_behavior, getrlimit};
 
 /// Has the kernel give memory to this thread, and to those it starts, without writing files first.
 /// To be called before the threads start.
-pub(super) fn flush_nothing_for_memory() {
+pub(crate) fn flush_nothing_for_memory() {
     // prctl(2), PR_SET_IO_FLUSHER: needs CAP_SYS_RESOURCE.
     if let Err(error) = configure_io_flusher_behavior(true) {
         tracing::debug!(%error, "a shortage of memory may make this process wait for itself");
@@ -16,7 +16,7 @@ pub(super) fn flush_nothing_for_memory() {
 }
 
 /// Keeps the memory of this process in memory, each page from when it is first used.
-pub(super) fn stay_in_memory() {
+pub(crate) fn stay_in_memory() {
     let root = rustix::process::geteuid().is_root();
     // Under a limit, later requests for memory would fail: worse than what this guards from.
     if !root && getrlimit(Resource::Memlock).current.is_some() {

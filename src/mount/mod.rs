@@ -19,10 +19,12 @@ mod leave;
 mod loops;
 mod opening;
 mod passing;
+mod place;
 mod session;
 mod standing;
 mod tool;
 mod way;
+mod windows;
 
 use std::path::PathBuf;
 
@@ -33,13 +35,18 @@ use crate::image::OpenedLayer;
 use crate::server::ExportSpec;
 
 pub use about::facts_of_failure;
+pub(crate) use about::{Chain, ImageAbout, Way};
 pub use busy::{User, listed, process_users, users};
 pub use failure::{LeaveFailure, MountFailure};
+pub(crate) use guard::{flush_nothing_for_memory, stay_in_memory};
 pub use inside::InsideError;
 pub use leave::{Left, clear_dead, leave};
 pub use loops::LoopDevice;
+pub(crate) use passing::Mapped;
+pub(crate) use place::make_ready;
 pub use session::run;
 pub use tool::{BACKGROUND_MARK, ToolError};
+pub(crate) use windows::windows;
 
 /// How requests come from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,10 +8,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
 
-use orlop_fuse::{Bytes, Mounted, Offset};
+use orlop_fuse::{Bytes, DiskId, Mounted, Offset};
 
 use super::Wish;
-use super::session::DISK;
 use crate::engine::units::Extent;
 use crate::image::OpenedChain;
 use crate::server::Part;
@@ -57,19 +56,20 @@ impl Passing for Passed {
 }
 
 /// Pages of the mount that programs have mapped: copies that others' changes must not miss.
-pub(super) struct Mapped {
+pub(crate) struct Mapped {
+    disk: DiskId,
     /// The part of the disk that is shown.
     window: Extent,
     mounted: OnceLock<Weak<Mounted>>,
 }
 
 impl Mapped {
-    pub(super) fn new(window: Extent) -> Self {
-        Self { window, mounted: OnceLock::new() }
+    pub(crate) fn new(disk: DiskId, window: Extent) -> Self {
+        Self { disk, window, mounted: OnceLock::new() }
     }
 
     /// From now on it is mounted.
-    pub(super) fn are_of(&self, mounted: &Arc<Mounted>) {
+    pub(crate) fn are_of(&self, mounted: &Arc<Mounted>) {
         // There is one mount, and it is told once.
         let _ = self.mounted.set(Arc::downgrade(mounted));
     }
@@ -82,7 +82,7 @@ impl Mapped {
 impl Watch for Mapped {
     /// An open is where the kernel forgets pages of before, and what is mapped counts as open.
     fn has_copies(&self) -> bool {
-        let usage = self.mounted().and_then(|mounted| mounted.usage(DISK).ok());
+        let usage = self.mounted().and_then(|mounted| mounted.usage(self.disk).ok());
         usage.is_some_and(|usage| usage.readers > 0 || usage.writers > 0)
     }
 
@@ -93,7 +93,7 @@ impl Watch for Mapped {
         if start < end {
             let at = Offset(start - self.window.at.get());
             // It is there for as long as it is mounted, and has no copies after.
-            let _ = mounted.changed_elsewhere(DISK, at, Bytes(end - start));
+            let _ = mounted.changed_elsewhere(self.disk, at, Bytes(end - start));
         }
     }
 }

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use orlop_fuse::{Bytes, DiskId, Layout, Mount, MountError, NewDisk, Offset, Options, Window};
+use orlop_fuse::{Bytes, DiskId, Layout, NewDisk, Options, Window};
 
 use super::about::{Chain, ImageAbout};
 use super::ending::{End, Signals};
 use super::failure::MountFailure;
-use super::leave::{clear_dead, place_of};
 use super::opening::{self, Opened};
 use super::passing::{Mapped, Passed};
 use super::standing::{Plan, Standing, stand};
-use super::{Ready, Wish, guard, way};
+use super::windows::windows;
+use super::{Ready, Wish, guard, place, way};
 use crate::host::memory::ArenaSize;
 use crate::meter::Meter;
 use crate::server::{Bound, Control, Estate, Limits, Listen, Part, Registry, Seat, Service, bind};
@@ -37,18 +37,8 @@ pub fn run(
     wish: &Wish,
     tell: &mut dyn FnMut(&Ready) -> io::Result<()>,
 ) -> Result<(), MountFailure> {
-    let at = &place_of(&wish.at);
-    let left =
-        |why: super::LeaveFailure| MountFailure::Left { at: at.clone(), why: why.to_string() };
-    if clear_dead(at).map_err(left)? {
-        tracing::warn!("{}: cleared away what a dead server had left", at.display());
-    }
-    // Before anything touches it: it may hang.
-    if let Some(Mount { kind, source: from, .. }) = orlop_fuse::mounted_at(at) {
-        return Err(MountError::Occupied { at: at.clone(), kind, from }.into());
-    }
     // Looked at before the image is: opening one to write may change it.
-    let at = &orlop_fuse::check_place(at)?;
+    let at = &place::make_ready(&wish.at)?;
     let inside = wish.file_system.as_deref().map(|wanted| place_inside(at, wanted)).transpose()?;
     let wish = &Wish { at: at.clone(), file_system: inside, ..wish.clone() };
     let mut opened = opening::open(wish)?;
@@ -112,9 +102,13 @@ async fn serve(
     let seat = control.add(spec).await?;
     let nbd = bound.as_ref().and_then(|bound| bound.addresses().find_map(|a| a.uri("", false)));
     let about = about(wish, &seat, chain, read_only_because, nbd);
-    let (windows, notices) = windows(&control, &seat, wish.spec.part).await;
+    let (windows, notices) = match wish.spec.part {
+        Part::WHOLE => windows(&control, &seat).await,
+        _ => (Vec::new(), Vec::new()),
+    };
     let files = Files::new();
-    let (passed, mapped) = (passed.and_then(Result::ok), Arc::new(Mapped::new(seat.extent())));
+    let (passed, mapped) =
+        (passed.and_then(Result::ok), Arc::new(Mapped::new(DISK, seat.extent())));
     let passes = passed.is_some();
     show(&files, &seat, &about, passed, &mapped)?;
     let plan = plan(wish, &seat, windows, &files, mapped);
@@ -227,28 +221,6 @@ fn show(
     };
     let what = "the disk cannot be asked";
     files.open(DISK, disk).map_err(|e| MountFailure::System { what, error: io::Error::other(e) })
-}
-
-/// The partitions of a whole disk, and what is odd about them. A table that makes no sense is no
-/// reason to keep the disk from whoever may want to repair it.
-async fn windows(control: &Control, seat: &Seat, part: Part) -> (Vec<Window>, Vec<String>) {
-    if part != Part::WHOLE {
-        return (Vec::new(), Vec::new());
-    }
-    let table = match control.partitions(seat).await {
-        Ok(table) => table,
-        Err(error) => return (Vec::new(), vec![format!("no partitions are shown: {error}")]),
-    };
-    let shown = |number: u32| (1..=orlop_fuse::tree::PARTITIONS_MAX).contains(&number);
-    let windows = table.partitions.iter().filter(|partition| shown(partition.number));
-    let windows = windows.map(|partition| Window {
-        number: partition.number,
-        extent: orlop_fuse::Extent {
-            at: Offset(partition.start.get()),
-            len: Bytes(partition.len.get()),
-        },
-    });
-    (windows.collect(), table.notices.iter().map(ToString::to_string).collect())
 }
 
 fn plan(

@@ -11,6 +11,7 @@ use super::estate::{DiskError, Estate, OwnedDisk};
 use super::registry::{NameError, Registry, Seat};
 use super::spec::{ExportSpec, Part};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
+use crate::image::OpenedChain;
 use crate::meter::{Meter, Throttle};
 use crate::partition::{PartitionError, Scan, Table};
 use crate::shard::ExportKey;
@@ -146,6 +147,44 @@ impl Control {
             }
         }
         shown
+    }
+
+    /// Shows an open chain to clients, on a disk of its own: no other export's, whatever files they
+    /// have in common. `spec` is of the whole image and says how it was opened. Others may be added
+    /// meanwhile. Goes with [`Self::close`].
+    ///
+    /// # Errors
+    /// What forbids it; nothing is left open then.
+    pub async fn add_opened(
+        &self,
+        spec: ExportSpec,
+        chain: OpenedChain,
+    ) -> Result<Arc<Seat>, ControlError> {
+        self.registry.check_name(&spec.name)?;
+        let disk = self.estate.own(&spec.image, chain).await?;
+        let shown = self.show(spec, None, Arc::clone(&disk));
+        if shown.is_err()
+            && let Err(why) = self.estate.release(disk).await
+        {
+            tracing::warn!(why, "a disk did not close well");
+        }
+        shown
+    }
+
+    /// Takes an export of [`Self::add_opened`] away, as [`Self::remove`] does. Others may be added
+    /// or removed meanwhile.
+    ///
+    /// # Errors
+    /// Its disk could not be made durable; it is gone all the same.
+    pub async fn close(&self, seat: Arc<Seat>) -> Result<(), ControlError> {
+        // It may be hidden already.
+        let _shown = self.registry.remove(&seat.name);
+        if let Err(refused) = seat.disk.mailbox.drain(seat.key).await {
+            tracing::warn!(export = seat.name, %refused, "its clients could not be told");
+        }
+        let disk = Arc::clone(&seat.disk);
+        drop(seat);
+        self.estate.release(disk).await.map_err(ControlError::NotDurable)
     }
 
     fn show(

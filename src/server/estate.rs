@@ -114,6 +114,8 @@ impl Prepared {
 /// The disks of a process.
 pub struct Estate {
     shards: Vec<Mailbox>,
+    /// How many disks each shard has.
+    loads: Vec<AtomicUsize>,
     shared: Mutex<BTreeMap<FileKey, Arc<OwnedDisk>>>,
     prepared: Mutex<Prepared>,
 }
@@ -122,7 +124,8 @@ impl Estate {
     /// An estate on at least one shard. What was prepared is attached when it is asked for.
     #[must_use]
     pub fn new(shards: Vec<Mailbox>, prepared: Prepared) -> Self {
-        Self { shards, shared: Mutex::default(), prepared: Mutex::new(prepared) }
+        let loads = shards.iter().map(|_| AtomicUsize::new(0)).collect();
+        Self { shards, loads, shared: Mutex::default(), prepared: Mutex::new(prepared) }
     }
 
     /// The disk of an image: the one that is there, or opened now. An overlay is always its own.
@@ -154,6 +157,18 @@ impl Estate {
         Ok(disk)
     }
 
+    /// A disk of an open chain, for one export alone. Whoever gets it owes a [`Self::release`].
+    ///
+    /// # Errors
+    /// What keeps it from being served.
+    pub(super) async fn own(
+        &self,
+        options: &OpenOptions,
+        chain: OpenedChain,
+    ) -> Result<Arc<OwnedDisk>, DiskError> {
+        self.attach(options, false, chain).await.map(Arc::new)
+    }
+
     fn prepared(&self, spec: &ExportSpec, key: Option<FileKey>) -> Option<OpenedChain> {
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         match key {
@@ -174,8 +189,13 @@ impl Estate {
         let mailbox = self.shards[shard].clone();
         let size_bytes = Arc::new(AtomicU64::new(chain.size.get()));
         let (read_only, layers) = (chain.read_only, chain.layers.len());
+        // Before anything is waited for, so that two at once do not choose the same shard.
+        self.loads[shard].fetch_add(1, Ordering::Relaxed);
         let attached = mailbox.attach(Box::new(move |add_file| chain.attach(add_file))).await;
-        let tag = attached.map_err(|error| DiskError::Shard { path: path.clone(), error })?;
+        let tag = attached.map_err(|error| {
+            self.loads[shard].fetch_sub(1, Ordering::Relaxed);
+            DiskError::Shard { path: path.clone(), error }
+        })?;
         Ok(OwnedDisk {
             path,
             read_only,
@@ -189,10 +209,9 @@ impl Estate {
         })
     }
 
-    /// The shard with the fewest disks, overlays not counted.
+    /// The shard with the fewest disks.
     fn quietest(&self) -> usize {
-        let shared = self.lock();
-        let disks = |shard: &usize| shared.values().filter(|disk| disk.shard == *shard).count();
+        let disks = |shard: &usize| self.loads[*shard].load(Ordering::Relaxed);
         (0..self.shards.len()).min_by_key(disks).expect("there is at least one shard")
     }
 
@@ -206,6 +225,7 @@ impl Estate {
         }
         self.lock().retain(|_, other| !Arc::ptr_eq(other, &disk));
         let closed = disk.mailbox.detach(disk.tag).await;
+        self.loads[disk.shard].fetch_sub(1, Ordering::Relaxed);
         closed.map_err(|why| format!("{}: {why}", disk.path.display()))
     }
 

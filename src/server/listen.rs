@@ -138,6 +138,19 @@ pub fn bind(addresses: &[Listen]) -> io::Result<Bound> {
     Ok(bound)
 }
 
+/// Binds one unix socket, of this mode.
+///
+/// # Errors
+/// Why it could not be bound.
+pub fn bind_one_unix(path: &Path, mode: u32) -> io::Result<Bound> {
+    let address = Listen::Unix(path.to_owned());
+    let socket = bind_unix(path, mode).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })?;
+    let listener = Listener { socket, purpose: Purpose::Speak, path: Some(path.to_owned()) };
+    Ok(Bound { listeners: vec![listener], connected: Vec::new(), addresses: vec![address] })
+}
+
 fn bind_one(address: &Listen) -> io::Result<(Listener, Listen)> {
     let plain = |socket| Listener { socket, purpose: Purpose::Speak, path: None };
     Ok(match address {

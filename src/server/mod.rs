@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 pub use control::{Control, ControlError};
 pub use estate::{DiskError, Estate, OwnedDisk, Prepared};
 pub use limits::Limits;
-pub use listen::{Bound, CID_ANY, Listen, bind, bind_unix};
+pub use listen::{Bound, CID_ANY, Listen, bind, bind_one_unix, bind_unix};
 pub use registry::{Connection, NameError, Registry, Seat};
 pub use spec::{ExportSpec, Part, WORDS};
 
@@ -77,6 +77,11 @@ impl Service {
         }
         self.door.all_gone().await;
         Ok(())
+    }
+
+    /// Listens no longer, and removes its sockets; to be called when nobody serves any more.
+    pub async fn close(&self) {
+        self.listening.lock().await.shutdown().await;
     }
 
     /// Waits until clients under TLS have their last replies; for after the shards have ended.

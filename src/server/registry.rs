@@ -89,6 +89,12 @@ impl Seat {
         self.lock_connections().values().cloned().collect()
     }
 
+    /// Whether anybody is connected, or about to be: a handshake that has chosen it counts.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.slots.available_permits() < self.max_connections
+    }
+
     fn lock_connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -158,17 +164,7 @@ impl Registry {
     /// # Errors
     /// Why not.
     pub fn check_name(&self, name: &str) -> Result<(), NameError> {
-        if name.len() > NAME_MAX || name.contains('\0') {
-            return Err(NameError::Unsayable);
-        }
-        let exports = self.read();
-        if exports.contains_key(name) {
-            return Err(NameError::Taken(name.to_owned()));
-        }
-        if exports.len() >= MAX_EXPORTS {
-            return Err(NameError::TooMany(MAX_EXPORTS));
-        }
-        Ok(())
+        check_among(&self.read(), name)
     }
 
     /// Shows an export to clients from now on.
@@ -176,8 +172,9 @@ impl Registry {
     /// # Errors
     /// Its name cannot be given.
     pub fn insert(&self, seat: Arc<Seat>) -> Result<(), NameError> {
-        self.check_name(&seat.name)?;
-        self.write().insert(seat.name.clone(), seat);
+        let mut exports = self.write();
+        check_among(&exports, &seat.name)?;
+        exports.insert(seat.name.clone(), seat);
         Ok(())
     }
 
@@ -251,6 +248,20 @@ impl Registry {
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Arc<Seat>>> {
         self.exports.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether an export could have this name beside others.
+fn check_among(exports: &BTreeMap<String, Arc<Seat>>, name: &str) -> Result<(), NameError> {
+    if name.len() > NAME_MAX || name.contains('\0') {
+        return Err(NameError::Unsayable);
+    }
+    if exports.contains_key(name) {
+        return Err(NameError::Taken(name.to_owned()));
+    }
+    if exports.len() >= MAX_EXPORTS {
+        return Err(NameError::TooMany(MAX_EXPORTS));
+    }
+    Ok(())
 }
 
 /// What one peer sees of the exports, in its handshake.

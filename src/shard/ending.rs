@@ -63,6 +63,8 @@ impl Shard {
             return;
         }
         seat.detach = Some(Detach { deadline: self.now + self.drain_limit, answers: vec![answer] });
+        // What is held would never end.
+        self.disks[disk].disk.release();
         self.forget_reads(disk);
         self.drain_clients(|seat| seat.disk == disk);
     }
@@ -70,6 +72,7 @@ impl Shard {
     pub(super) fn begin_shutdown(&mut self, answer: Farewell) {
         self.phase = Phase::Draining(self.now + self.drain_limit, answer);
         for disk in self.places() {
+            self.disks[disk].disk.release();
             self.forget_reads(disk);
         }
         self.drain_clients(|_| true);

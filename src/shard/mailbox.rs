@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::client::Client;
+use super::cut::Step;
 use super::nudge::{Belfry, Nudge};
 use super::reader::NewReader;
 use super::run::Shard;
@@ -72,6 +73,7 @@ pub(super) enum Message {
     Detach(DiskTag, oneshot::Sender<Result<(), String>>),
     Read(DiskTag, Extent, oneshot::Sender<io::Result<Vec<u8>>>),
     Flush(DiskTag, oneshot::Sender<io::Result<()>>),
+    Cut(DiskTag, Step),
     /// Let every client finish, make everything durable, end the thread.
     Shutdown(oneshot::Sender<Result<(), String>>),
 }
@@ -112,7 +114,7 @@ impl Mailbox {
     }
 
     /// Posts a message of control, and waits for the answer.
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         message: impl FnOnce(oneshot::Sender<T>) -> Message,
     ) -> Result<T, Refused> {

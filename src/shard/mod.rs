@@ -4,6 +4,7 @@
 //! Refuses to know a wire protocol: a client is whoever implements [`Client`].
 
 mod client;
+mod cut;
 mod ending;
 mod mailbox;
 mod nudge;
@@ -16,6 +17,7 @@ mod stepped;
 mod watch;
 
 pub use client::{Client, Context, Fate};
+pub use cut::NewLeaf;
 
 pub use mailbox::{
     Attachment, DiskTag, ExportKey, Link, Mailbox, NewClient, Refused, spawn, spawn_within,

@@ -24,15 +24,15 @@ const MAX_WAITING: usize = 64;
 /// The key of requests the shard makes for itself.
 pub(super) const OWN: u32 = u32::MAX;
 
-type ReadAnswer = oneshot::Sender<io::Result<Vec<u8>>>;
+pub(super) type ReadAnswer = oneshot::Sender<io::Result<Vec<u8>>>;
 
 /// A request of the shard's own that was not answered yet.
-enum Own {
+pub(super) enum Own {
     /// A commit of metadata that has been dirty for long.
     Age,
     /// The commit of a disk that goes.
     Last,
-    Flush(oneshot::Sender<io::Result<()>>),
+    Told(oneshot::Sender<io::Result<()>>),
     Read(Lease, ReadAnswer),
 }
 
@@ -50,7 +50,7 @@ pub(super) struct OwnRequests {
     waiting: VecDeque<Waiting>,
 }
 
-fn gone() -> io::Error {
+pub(super) fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "the disk is gone, or about to go")
 }
 
@@ -114,7 +114,7 @@ impl Shard {
 
     pub(super) fn flush(&mut self, tag: DiskTag, answer: oneshot::Sender<io::Result<()>>) {
         match self.lasting(tag) {
-            Some(disk) => self.submit_own(disk, Own::Flush(answer), Request::Flush),
+            Some(disk) => self.submit_own(disk, Own::Told(answer), Request::Flush),
             None => drop(answer.send(Err(gone()))),
         }
     }
@@ -125,7 +125,7 @@ impl Shard {
         self.submit_own(disk, Own::Last, Request::Flush);
     }
 
-    fn submit_own(&mut self, disk: usize, own: Own, request: Request) {
+    pub(super) fn submit_own(&mut self, disk: usize, own: Own, request: Request) {
         let slot = self.own.under_way.insert(own);
         let seat = &mut self.disks[disk];
         seat.own += 1;
@@ -145,7 +145,7 @@ impl Shard {
             Own::Last => {
                 seat.last = Last::Over(result.map(drop).map_err(|fault| fault.to_string()));
             }
-            Own::Flush(answer) => drop(answer.send(result.map(drop).map_err(io::Error::other))),
+            Own::Told(answer) => drop(answer.send(result.map(drop).map_err(io::Error::other))),
             Own::Read(lease, answer) => {
                 let bytes = result.map(|told| self.bytes_of(&lease, &told));
                 self.arena.give(lease);

@@ -182,6 +182,7 @@ impl Shard {
                 Message::Drain(export, answer) => self.begin_drain(export, answer),
                 Message::Detach(tag, answer) => self.begin_detach(tag, answer),
                 Message::Flush(tag, answer) => self.flush(tag, answer),
+                Message::Cut(tag, step) => self.take_step(tag, step),
                 Message::Shutdown(answer) => self.begin_shutdown(answer),
             }
         }

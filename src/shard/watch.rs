@@ -39,9 +39,11 @@ fn changed(request: &Request) -> Option<Extent> {
         Request::Write { extent, .. }
         | Request::Zero { extent, .. }
         | Request::Discard { extent, .. } => Some(*extent),
-        Request::Read { .. } | Request::Map { .. } | Request::Flush | Request::Resize { .. } => {
-            None
-        }
+        Request::Read { .. }
+        | Request::Map { .. }
+        | Request::Flush
+        | Request::Resize { .. }
+        | Request::Hold => None,
     }
 }
 

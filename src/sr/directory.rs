@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::dying;
 use super::store::{Claim, DataPlace, DirOp, Entry, EntryKind, Space, Stamp, Store};
 use crate::engine::units::{ByteLen, FileOffset};
 
@@ -127,7 +128,7 @@ impl Store for Directory {
                 FileType::Unknown => EntryKind::Unknown,
                 other => EntryKind::Other(words_for(other)),
             };
-            entries.push(Entry { name: name.to_owned(), kind });
+            entries.push(Entry { name: name.to_owned(), kind, file: Some(entry.ino()) });
         }
         Ok(entries)
     }
@@ -153,6 +154,7 @@ impl Store for Directory {
     }
 
     fn apply(&self, op: DirOp<'_>) -> io::Result<()> {
+        dying::step();
         match op {
             DirOp::Rename { from, to, replace } => self.rename(from, to, replace),
             DirOp::Unlink { name } => {

@@ -70,21 +70,6 @@ impl Ext {
         })
     }
 
-    /// The identity of the ext file system on the device, if there is one.
-    fn identity(&self, device: &File) -> Result<Option<[u8; 16]>, Failure> {
-        let mut block = [0; 1024];
-        match device.read_exact_at(&mut block, SUPERBLOCK_AT) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            read => read.map_err(|error| at(&self.device, "read it", &error))?,
-        }
-        if block[MAGIC_AT..MAGIC_AT + 2] != MAGIC {
-            return Ok(None);
-        }
-        let mut identity = [0; 16];
-        identity.copy_from_slice(&block[IDENTITY_AT..IDENTITY_AT + 16]);
-        Ok(Some(identity))
-    }
-
     fn make_file_system(&self, sr: SrUuid) -> Result<(), Failure> {
         let failed = |why: String| Failure::new(Kind::Io, self.device.display(), why);
         let made = Command::new("mkfs.ext4")
@@ -119,7 +104,7 @@ impl Ext {
             return Ok(());
         }
         let device = self.open_alone(false)?;
-        if self.identity(&device)? != Some(sr.bytes()) {
+        if identity(&self.device, &device)? != Some(sr.bytes()) {
             let why = format!("there is no file system of the SR {sr} on it");
             return Err(Failure::new(Kind::NoDevice, self.device.display(), why));
         }
@@ -171,7 +156,7 @@ impl Driver for Ext {
 
     fn create(&self, record: &SrRecord, size: ByteLen) -> Result<(), Failure> {
         let device = self.open_alone(true)?;
-        if self.identity(&device)?.is_some() {
+        if identity(&self.device, &device)?.is_some() {
             let why = "there is a file system on it already, perhaps an SR";
             return Err(Failure::new(Kind::SrExists, self.device.display(), why)
                 .advise("wipe the device if nobody needs what is on it: wipefs -a"));
@@ -185,7 +170,7 @@ impl Driver for Ext {
 
     fn delete(&self, sr: SrUuid) -> Result<(), Failure> {
         let device = self.open_alone(true)?;
-        if self.identity(&device)? != Some(sr.bytes()) {
+        if identity(&self.device, &device)? != Some(sr.bytes()) {
             return Ok(());
         }
         drop(device);
@@ -211,4 +196,19 @@ fn remove_mount_point(place: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(|error| at(place, "remove it", &error)),
     }
+}
+
+/// The identity of the ext file system on a device, if there is one.
+pub(super) fn identity(place: &Path, device: &File) -> Result<Option<[u8; 16]>, Failure> {
+    let mut block = [0; 1024];
+    match device.read_exact_at(&mut block, SUPERBLOCK_AT) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read.map_err(|error| at(place, "read it", &error))?,
+    }
+    if block[MAGIC_AT..MAGIC_AT + 2] != MAGIC {
+        return Ok(None);
+    }
+    let mut identity = [0; 16];
+    identity.copy_from_slice(&block[IDENTITY_AT..IDENTITY_AT + 16]);
+    Ok(Some(identity))
 }

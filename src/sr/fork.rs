@@ -89,6 +89,7 @@ struct Base<'a> {
 impl Repository {
     /// Keeps the content of `source` as the read-only VDI `dest`: its data get that name, and
     /// `source` goes on as a child of it. What is read-only itself only gets a read-only child.
+    /// `record_of` says what is to be known of `dest`, or refuses, when it sees the source.
     ///
     /// # Errors
     /// When there is no source, the identity is taken, the chain is too long or the store fails;
@@ -97,11 +98,12 @@ impl Repository {
         &self,
         source: VdiUuid,
         dest: VdiUuid,
-        record: VdiRecord,
+        record_of: impl FnOnce(&Vdi) -> Result<VdiRecord, Failure>,
         cut: &mut dyn Cut,
     ) -> Result<(), Failure> {
         let catalogue = self.may_fork(source, dest)?;
         let vdi = catalogue.visible(source)?;
+        let record = record_of(vdi)?;
         let record = VdiRecord {
             read_only: true,
             snapshot_of: Some(source),
@@ -128,11 +130,12 @@ impl Repository {
         &self,
         source: VdiUuid,
         dest: VdiUuid,
-        record: VdiRecord,
+        record_of: impl FnOnce(&Vdi) -> Result<VdiRecord, Failure>,
         cut: &mut dyn Cut,
     ) -> Result<(), Failure> {
         let catalogue = self.may_fork(source, dest)?;
         let vdi = catalogue.visible(source)?;
+        let record = record_of(vdi)?;
         record.check()?;
         if vdi.read_only {
             return self.add_child(vdi, dest, &record);
@@ -164,7 +167,7 @@ impl Repository {
 
     fn may_fork(&self, source: VdiUuid, dest: VdiUuid) -> Result<Catalogue, Failure> {
         self.ready()?;
-        let catalogue = self.scan()?;
+        let catalogue = self.glance(&[source, dest])?;
         catalogue.visible(source)?;
         self.check_free(&catalogue, dest)?;
         let depth = catalogue.chain(source)?.len();

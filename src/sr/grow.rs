@@ -26,7 +26,7 @@ impl Repository {
     /// When the disk cannot have it, or the store fails; it keeps the old size then.
     pub fn resize(&self, vdi: VdiUuid, size: ByteLen) -> Result<(), Failure> {
         self.ready()?;
-        let catalogue = self.scan()?;
+        let catalogue = self.glance(&[vdi])?;
         let found = catalogue.visible(vdi)?;
         if found.size == size {
             return Ok(());

@@ -36,7 +36,7 @@ impl Repository {
     /// [`Kind::Locked`] when another holds it.
     pub fn lock(&self, vdi: VdiUuid, wish: &LockWish) -> Result<(), Failure> {
         self.ready()?;
-        self.scan()?.visible(vdi)?;
+        self.glance(&[vdi])?.visible(vdi)?;
         if wish.user.is_empty() || wish.user.len() > TEXT_MAX_BYTES {
             let why = format!("a user string has 1 to {TEXT_MAX_BYTES} bytes");
             return Err(Failure::new(Kind::Invalid, format!("VDI {vdi}"), why));
@@ -61,7 +61,7 @@ impl Repository {
     /// [`Kind::Locked`] when it is another's.
     pub fn unlock(&self, vdi: VdiUuid, user: &str) -> Result<(), Failure> {
         self.ready()?;
-        self.scan()?.visible(vdi)?;
+        self.glance(&[vdi])?.visible(vdi)?;
         match self.lease(vdi)? {
             None => Ok(()),
             Some(lease) if lease.user == user => {

@@ -8,11 +8,13 @@
 //! names of its own. Nothing here serves a disk or speaks to a caller's dialect, and no path that
 //! an image names is ever followed.
 
+mod broken;
 mod catalogue;
 mod change;
 mod directory;
 mod drafts;
 mod driver;
+mod dying;
 mod ext;
 mod facts;
 mod failure;
@@ -23,8 +25,10 @@ mod gc;
 mod grow;
 mod intent;
 mod leasing;
+mod looking;
 mod names;
 mod offline;
+mod probe;
 mod record;
 mod recover;
 mod removal;
@@ -43,6 +47,7 @@ pub use leasing::LockWish;
 pub use names::{DataFormat, NotAUuid, SR_RECORD, SrUuid, VdiUuid, data_name, record_name};
 pub use names::{Named, intent_name, lease_name, temporary_name};
 pub use offline::OfflineDisk;
+pub use probe::{Holds, Probed, probe};
 pub use record::{Lease, SrRecord, VdiRecord};
 pub use repository::{DataFile, NewVdi, Repository};
 pub use store::{DataPlace, DirOp, Store};

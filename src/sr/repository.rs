@@ -6,7 +6,6 @@
 //! there. Refuses to decide who may call what at the same time: that is `control`'s; but two calls
 //! that break its rules end with an error of the store, not with a lost disk.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,23 +13,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vhd::{CreateOptions, NewLayout, Plan};
 
-use super::catalogue::{Catalogue, Finding, Raw, Vdi};
-use super::facts::{self, Facts};
+use super::catalogue::{Catalogue, Vdi};
 use super::failure::{Failure, Kind};
 use super::fields::FIELDS_MAX_BYTES;
 use super::intent::Intent;
+use super::looking::Known;
 use super::names::{
-    DataFormat, Named, SR_RECORD, SrUuid, VdiUuid, data_name, intent_name, lease_name, record_name,
+    DataFormat, SR_RECORD, SrUuid, VdiUuid, data_name, intent_name, lease_name, record_name,
     temporary_name,
 };
 use super::record::{Lease, SrRecord, VdiRecord};
-use super::store::{self, DataPlace, DirOp, Entry, EntryKind, Stamp, Store};
+use super::store::{self, DataPlace, DirOp, Store};
 use crate::engine::units::{ByteLen, SECTOR};
-
-/// Below this age a stamp does not tell whether the file changed again: clocks are coarse.
-const STAMP_AGE: Duration = Duration::from_secs(2);
-/// Files in an SR, ours and others'; more are not listed.
-const ENTRIES_MAX: usize = 1 << 20;
 
 /// A VDI to be made.
 #[derive(Clone, Debug)]
@@ -63,26 +57,12 @@ pub struct Repository {
     pub(super) host: String,
     pub(super) store: Arc<dyn Store>,
     pub(super) shared: bool,
-    cache: Mutex<Cache>,
+    pub(super) known: Mutex<Known>,
     /// What failed on its way and on its way back: the next verb settles it first. Held while it
     /// does, so that no other verb starts on what is half done.
     stale: Mutex<Vec<Intent>>,
     /// Whether there is a record of the SR.
     recorded: AtomicBool,
-}
-
-/// What was read of a file, and when its stamp was what.
-#[derive(Debug)]
-struct Cached<T> {
-    stamp: Stamp,
-    read_ns: i128,
-    value: Result<T, String>,
-}
-
-#[derive(Debug, Default)]
-struct Cache {
-    facts: HashMap<String, Cached<Facts>>,
-    records: HashMap<String, Cached<VdiRecord>>,
 }
 
 impl Repository {
@@ -104,9 +84,9 @@ impl Repository {
             let why = format!("it holds the SR {}, not {sr}", record.uuid);
             return Err(Failure::new(Kind::NoSr, store.place(), why));
         }
-        let (host, cache, stale) = (host.to_owned(), Mutex::default(), Mutex::default());
+        let (host, known, stale) = (host.to_owned(), Mutex::default(), Mutex::default());
         let recorded = AtomicBool::new(record.is_some());
-        let repository = Self { sr, host, store, shared, cache, stale, recorded };
+        let repository = Self { sr, host, store, shared, known, stale, recorded };
         repository.recover()?;
         Ok(repository)
     }
@@ -127,46 +107,6 @@ impl Repository {
     /// When its record cannot be read.
     pub fn record(&self) -> Result<Option<SrRecord>, Failure> {
         sr_record(self.store.as_ref())
-    }
-
-    /// Everything in the SR. What did not change since the last time is not read again.
-    ///
-    /// # Errors
-    /// When the store cannot be listed. What is wrong with single files is among the findings.
-    pub fn scan(&self) -> Result<Catalogue, Failure> {
-        let entries = self.store.list().map_err(|e| self.failed("list it", &e))?;
-        if entries.len() > ENTRIES_MAX {
-            let why = format!("it has {} files, more than {ENTRIES_MAX}", entries.len());
-            return Err(Failure::new(Kind::Invalid, self.place(), why));
-        }
-        let space = self.store.space().map_err(|e| self.failed("measure it", &e))?;
-        let mut sides = Sides::of(&entries);
-        let mut raws = BTreeMap::new();
-        let mut findings = Vec::new();
-        let mut obscure = false;
-        let old = self.take_cache();
-        let mut new = Cache::default();
-        for (vdi, format, kind) in std::mem::take(&mut sides.data) {
-            match self.look(vdi, format, kind, &sides, (&old, &mut new), &mut findings) {
-                Ok(Some(raw)) => drop(raws.insert(vdi, raw)),
-                // It went while we looked.
-                Ok(None) => {}
-                Err(problem) => {
-                    let name = data_name(vdi, format);
-                    findings.push(Finding { name, broken: Some(vdi), problem });
-                    let readable = !matches!(kind, EntryKind::Other(_));
-                    obscure |= readable && format == DataFormat::Vhd;
-                }
-            }
-        }
-        obscure |= !sides.twice.is_empty();
-        for vdi in &sides.twice {
-            raws.remove(vdi);
-            let problem = "there are data of this VDI in two formats".to_owned();
-            findings.push(Finding { name: vdi.to_string(), broken: Some(*vdi), problem });
-        }
-        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(Catalogue::assemble(self.sr, raws, findings, obscure, space))
     }
 
     /// A data file and the files of its parents, the VDI's own first.
@@ -190,7 +130,7 @@ impl Repository {
     pub fn create(&self, new: &NewVdi) -> Result<(), Failure> {
         self.ready()?;
         new.record.check()?;
-        self.check_free(&self.scan()?, new.vdi)?;
+        self.check_free(&self.glance(&[new.vdi])?, new.vdi)?;
         let plan = self.plan(new)?;
         self.make(new.vdi, new.format, &plan, &new.record)
     }
@@ -205,7 +145,7 @@ impl Repository {
         change: impl FnOnce(&mut VdiRecord),
     ) -> Result<(), Failure> {
         self.ready()?;
-        let mut record = self.scan()?.visible(vdi)?.record.clone();
+        let mut record = self.glance(&[vdi])?.visible(vdi)?.record.clone();
         change(&mut record);
         record.check()?;
         self.write_record(vdi, &record)
@@ -367,83 +307,6 @@ impl Repository {
         Failure::io(format!("SR {} in {}", self.sr, self.place()), doing, error)
     }
 
-    /// Drops what was read of a VDI that we changed: stamps are too coarse to tell.
-    pub(super) fn forget(&self, vdi: VdiUuid) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        for format in [DataFormat::Vhd, DataFormat::Raw] {
-            cache.facts.remove(&data_name(vdi, format));
-        }
-        cache.records.remove(&record_name(vdi));
-    }
-
-    fn take_cache(&self) -> Cache {
-        std::mem::take(&mut *self.cache.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Looks at one data file and what lies beside it. `None`: it is not there any more.
-    fn look(
-        &self,
-        vdi: VdiUuid,
-        format: DataFormat,
-        kind: EntryKind,
-        sides: &Sides,
-        (old, new): (&Cache, &mut Cache),
-        findings: &mut Vec<Finding>,
-    ) -> Result<Option<Raw>, String> {
-        if let EntryKind::Other(words) = kind {
-            return Err(format!("it is {words}; data are regular files"));
-        }
-        let name = data_name(vdi, format);
-        let stamp = match self.store.stamp(&name) {
-            Ok(stamp) => stamp,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("cannot look at it: {error}")),
-        };
-        let read =
-            || facts::read(self.store.as_ref(), &name, format, &stamp).map_err(|e| e.to_string());
-        let facts = cached(&old.facts, &mut new.facts, &name, stamp, read)?;
-        let mut note = |name: String, problem: String| {
-            findings.push(Finding { name, broken: None, problem });
-        };
-        let mut record = VdiRecord::default();
-        if sides.records.contains(&vdi) {
-            let name = record_name(vdi);
-            match self.record_of(&name, &old.records, &mut new.records) {
-                Ok(found) => record = found,
-                Err(problem) => note(name, problem),
-            }
-        }
-        let mut lease = None;
-        if sides.leases.contains(&vdi) {
-            match self.lease(vdi) {
-                Ok(found) => lease = found,
-                Err(failure) => note(lease_name(vdi), failure.why),
-            }
-        }
-        Ok(Some(Raw { format, facts, utilisation: stamp.allocated, record, lease }))
-    }
-
-    fn record_of(
-        &self,
-        name: &str,
-        old: &HashMap<String, Cached<VdiRecord>>,
-        new: &mut HashMap<String, Cached<VdiRecord>>,
-    ) -> Result<VdiRecord, String> {
-        let stamp = match self.store.stamp(name) {
-            Ok(stamp) => stamp,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(VdiRecord::default());
-            }
-            Err(error) => return Err(error.to_string()),
-        };
-        let read = || {
-            let bytes = store::read_small(self.store.as_ref(), name, FIELDS_MAX_BYTES)
-                .map_err(|error| error.to_string())?;
-            VdiRecord::from_bytes(&bytes).map_err(|error| error.to_string())
-        };
-        cached(old, new, name, stamp, read)
-    }
-
     /// The lock of a VDI, whoever holds it.
     ///
     /// # Errors
@@ -465,36 +328,6 @@ impl Repository {
     }
 }
 
-/// What lies in a store, by what it is.
-#[derive(Default)]
-struct Sides {
-    data: Vec<(VdiUuid, DataFormat, EntryKind)>,
-    twice: BTreeSet<VdiUuid>,
-    records: BTreeSet<VdiUuid>,
-    leases: BTreeSet<VdiUuid>,
-}
-
-impl Sides {
-    fn of(entries: &[Entry]) -> Self {
-        let mut sides = Self::default();
-        let mut seen = BTreeSet::new();
-        for entry in entries {
-            match Named::of(&entry.name) {
-                Named::Data(vdi, format) => {
-                    if !seen.insert(vdi) {
-                        sides.twice.insert(vdi);
-                    }
-                    sides.data.push((vdi, format, entry.kind));
-                }
-                Named::Record(vdi) => drop(sides.records.insert(vdi)),
-                Named::Lease(vdi) => drop(sides.leases.insert(vdi)),
-                Named::Intent(_) | Named::Sr | Named::Temporary | Named::Foreign => {}
-            }
-        }
-        sides
-    }
-}
-
 /// The SR record in a store.
 pub(super) fn sr_record(store: &dyn Store) -> Result<Option<SrRecord>, Failure> {
     let bytes = match store::read_small(store, SR_RECORD, FIELDS_MAX_BYTES) {
@@ -509,32 +342,7 @@ pub(super) fn sr_record(store: &dyn Store) -> Result<Option<SrRecord>, Failure> 
     })
 }
 
-/// What was read before, if the file is still the same and was not too young to tell.
-fn cached<T: Clone>(
-    old: &HashMap<String, Cached<T>>,
-    new: &mut HashMap<String, Cached<T>>,
-    name: &str,
-    stamp: Stamp,
-    read: impl FnOnce() -> Result<T, String>,
-) -> Result<T, String> {
-    let same = |known: &&Cached<T>| {
-        let key = |stamp: &Stamp| (stamp.file, stamp.len, stamp.modified_ns);
-        let age = known.read_ns - known.stamp.modified_ns;
-        key(&known.stamp) == key(&stamp)
-            && age > i128::try_from(STAMP_AGE.as_nanos()).unwrap_or(i128::MAX)
-    };
-    let (value, read_ns) = match old.get(name).filter(same) {
-        Some(known) => (known.value.clone(), known.read_ns),
-        None => {
-            let read_ns = since_epoch().as_nanos();
-            (read(), i128::try_from(read_ns).unwrap_or(i128::MAX))
-        }
-    };
-    new.insert(name.to_owned(), Cached { stamp, read_ns, value: value.clone() });
-    value
-}
-
-fn since_epoch() -> Duration {
+pub(super) fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

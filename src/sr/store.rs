@@ -86,6 +86,8 @@ pub struct Entry {
     pub name: String,
     /// What it is.
     pub kind: EntryKind,
+    /// Which file it is, as [`Stamp::file`], where the list tells that.
+    pub file: Option<u64>,
 }
 
 /// What tells one state of a file from another.

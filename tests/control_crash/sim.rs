@@ -447,8 +447,12 @@ impl Store for Sim {
     fn list(&self) -> io::Result<Vec<Entry>> {
         let inner = self.inner();
         inner.alive()?;
-        let entry = |name: &String| Entry { name: name.clone(), kind: EntryKind::Data };
-        Ok(inner.world.live.keys().map(entry).collect())
+        let entry = |(name, file): (&String, &u64)| Entry {
+            name: name.clone(),
+            kind: EntryKind::Data,
+            file: Some(*file),
+        };
+        Ok(inner.world.live.iter().map(entry).collect())
     }
 
     fn stamp(&self, name: &str) -> io::Result<Stamp> {

@@ -97,8 +97,10 @@ fn fill(sr: &Repository, store: &Arc<Sim>) {
             NewVdi { vdi: vdi(number), size: size_of(sectors), format, record: record(label) };
         sr.create(&new).unwrap();
     };
-    let snapshot = |from, to| sr.snapshot(vdi(from), vdi(to), record("snap"), &mut Idle).unwrap();
-    let clone = |from, to| sr.clone_vdi(vdi(from), vdi(to), record("clone"), &mut Idle).unwrap();
+    let snapshot =
+        |from, to| sr.snapshot(vdi(from), vdi(to), |_| Ok(record("snap")), &mut Idle).unwrap();
+    let clone =
+        |from, to| sr.clone_vdi(vdi(from), vdi(to), |_| Ok(record("clone")), &mut Idle).unwrap();
     // No whole number of blocks, so that the last one has an end to it.
     make(1, 7001, DataFormat::Vhd, "plain");
     write(vdi(1), 1, &[0, 5, 4100, 7000]);

@@ -37,6 +37,8 @@ pub(crate) struct Tally {
     pub(crate) nested: u64,
     /// Crash points.
     pub(crate) points: u64,
+    /// New leaves that disks got while they lived.
+    pub(crate) cuts: u64,
 }
 
 impl Tally {
@@ -46,6 +48,7 @@ impl Tally {
         self.images += other.images;
         self.nested += other.nested;
         self.points += other.points;
+        self.cuts += other.cuts;
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) enum Op {
     Map { cells: Cells },
     /// Give the disk so many sectors.
     Resize { sectors: u32 },
+    /// Let nothing change from now on.
+    Hold,
 }
 
 /// The rule that was broken, where, and the story of that place.
@@ -57,12 +59,13 @@ pub(crate) struct Violation {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Waits {
+pub(crate) enum Waits {
     Write(WriteNo),
     Flush { issue: u64 },
     Read { cells: Cells, issue: u64 },
     Map { cells: Cells, issue: u64 },
     Resize { sectors: u32 },
+    Hold,
 }
 
 /// How a life is lived.
@@ -78,25 +81,29 @@ pub(crate) struct Style {
 
 /// A disk being lived on.
 pub(crate) struct Life<'w> {
-    world: &'w World,
-    style: Style,
+    pub(crate) world: &'w World,
+    pub(crate) style: Style,
     /// The host.
     pub(crate) host: SimHost,
     /// The disk.
     pub(crate) disk: Disk,
-    wire: Wire,
-    file: FileId,
-    oracle: Oracle,
-    slots: [Option<Waits>; SLOTS],
-    version: u32,
-    step: u32,
+    pub(crate) wire: Wire,
+    /// The leaf's file, and with it those of the whole chain.
+    pub(crate) file: FileId,
+    pub(crate) ids: Vec<FileId>,
+    pub(crate) oracle: Oracle,
+    pub(crate) slots: [Option<Waits>; SLOTS],
+    pub(crate) version: u32,
+    /// The last version that may be below the next generation.
+    pub(crate) last_before_hold: u32,
+    pub(crate) step: u32,
     /// Operations that had failed when the disk was opened: their errors are no excuse any more.
-    struck_before: u32,
+    pub(crate) struck_before: u32,
     /// The judge of images.
     pub(crate) checker: Checker<'w>,
-    rng: Rng,
-    atoms: Vec<Atom>,
-    log: Vec<String>,
+    pub(crate) rng: Rng,
+    pub(crate) atoms: Vec<Atom>,
+    pub(crate) log: Vec<String>,
 }
 
 impl<'w> Life<'w> {
@@ -106,10 +113,12 @@ impl<'w> Life<'w> {
         let arena = ByteLen::new((SLOTS * MOST_CELLS as usize * CELL) as u64);
         let mut host = SimHost::new(rng.bits(), arena);
         let file = host.add_file(SimFile::new(world.backing(), world.leaf()));
+        let mut ids = vec![file];
         for parent in world.parents() {
-            host.add_file(SimFile::new(orlop::host::sim::fs::Backing::File, parent));
+            ids.push(host.add_file(SimFile::new(orlop::host::sim::fs::Backing::File, parent)));
         }
-        let disk = world.open(world.leaf(), style.bug).expect("the world's own image opens");
+        let disk =
+            world.open_as(world.leaf(), style.bug, &ids).expect("the world's own image opens");
         Self {
             world,
             style,
@@ -117,9 +126,11 @@ impl<'w> Life<'w> {
             disk,
             wire: Wire::new(style.bug),
             file,
+            ids,
             oracle: Oracle::new(1, world.content()),
             slots: [None; SLOTS],
             version: 0,
+            last_before_hold: 0,
             step: 0,
             struck_before: 0,
             checker: Checker::new(world, style.mode, style.bug),
@@ -189,6 +200,7 @@ impl<'w> Life<'w> {
                 let size = ByteLen::new(u64::from(sectors) * SECTOR);
                 (Waits::Resize { sectors }, Request::Resize { size })
             }
+            Op::Hold => (Waits::Hold, Request::Hold),
         };
         self.slots[slot] = Some(waits);
         self.disk.submit(RequestId(slot as u64), request);
@@ -205,7 +217,7 @@ impl<'w> Life<'w> {
     }
 
     /// Hands effects to the host and replies to the client until there are no more.
-    fn pump(&mut self) -> Result<(), Violation> {
+    pub(crate) fn pump(&mut self) -> Result<(), Violation> {
         loop {
             while let Some(effect) = self.disk.poll_effect() {
                 self.wire.start(effect, &mut self.host);
@@ -264,6 +276,12 @@ impl<'w> Life<'w> {
                     self.oracle.never_grew(sectors * 4);
                 }
             }
+            Waits::Hold if reply.result.is_ok() => {
+                // Everything that was answered by now.
+                let now = self.oracle.tick();
+                self.oracle.flushed(now);
+            }
+            Waits::Hold => {}
             Waits::Write(no) => self.oracle.ack(no, reply.result.is_ok()),
             Waits::Flush { issue } if reply.result.is_ok() => self.oracle.flushed(issue),
             Waits::Flush { .. } => {}
@@ -461,7 +479,8 @@ impl<'w> Life<'w> {
         }
         self.wire = Wire::new(self.style.bug);
         self.struck_before = self.host.struck();
-        match self.world.open(self.host.file(self.file).live().bytes(), self.style.bug) {
+        let bytes = self.host.file(self.file).live().bytes();
+        match self.world.open_as(bytes, self.style.bug, &self.ids) {
             Ok(disk) => {
                 self.disk = disk;
                 // What is open is durable: the opening synced.
@@ -475,15 +494,15 @@ impl<'w> Life<'w> {
 
     /// Nobody may have changed a parent.
     pub(crate) fn judge_parents(&self) -> Result<(), Violation> {
-        for (no, parent) in (1u16..).zip(self.world.parents()) {
-            if self.host.file(FileId(no)).live().bytes() != parent.as_slice() {
-                return self.violated(format!("parent {no} was changed"), None);
+        for (no, parent) in self.ids[1..].iter().zip(self.world.parents()) {
+            if self.host.file(*no).live().bytes() != parent.as_slice() {
+                return self.violated(format!("parent {no:?} was changed"), None);
             }
         }
         Ok(())
     }
 
-    fn violated(&self, what: String, cell: Option<u32>) -> Result<(), Violation> {
+    pub(crate) fn violated(&self, what: String, cell: Option<u32>) -> Result<(), Violation> {
         let mut story = self.log.join("\n");
         story.push('\n');
         if let Some(cell) = cell {

@@ -7,6 +7,7 @@ use orlop::host::sim::rng::{Rng, mix};
 
 use crate::bugs::Bug;
 use crate::checker::Tally;
+use crate::generations::generations;
 use crate::life::{Life, Style, Violation};
 use crate::suites;
 use crate::work;
@@ -33,15 +34,17 @@ pub(crate) fn live(seed: u64, bug: Option<Bug>, tally: &mut Tally) -> Result<(),
         life.checker.faulty = true;
         life.host.set_faults(work::faults(&mut rng));
     }
-    let result = spend(&mut life, &mut rng);
-    tally.add(life.checker.tally);
+    // Of their own dice, so that seeds mean what they meant.
+    let mut cuts = Rng::new(seed ^ 0x0C07);
+    let more = if faulty || bug.is_some() { 0 } else { [0, 1, 2][cuts.below(3)] };
+    let result = generations(life, (&mut rng, &mut cuts), more, tally);
     result.map_err(|violation| Violation {
         what: violation.what,
         story: format!("{plan:?}, {mode:?}\n{}", violation.story),
     })
 }
 
-fn spend(life: &mut Life<'_>, rng: &mut Rng) -> Result<(), Violation> {
+pub(crate) fn spend(life: &mut Life<'_>, rng: &mut Rng) -> Result<(), Violation> {
     let mut ops = 8 + rng.below(24);
     let width = 1 + rng.below(5);
     let crashes = rng.chance(2, 3);

@@ -61,6 +61,17 @@ pub(crate) struct Plan {
     pub(crate) cut: bool,
 }
 
+/// The files of a chain, its own first, where nobody says otherwise.
+const FIRST: [FileId; 8] = {
+    let mut ids = [FileId(0); 8];
+    let mut at = 0;
+    while at < ids.len() {
+        ids[at] = FileId(at as u16);
+        at += 1;
+    }
+    ids
+};
+
 /// One step of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RecoveryStep {
@@ -306,19 +317,80 @@ impl World {
     /// # Errors
     /// When the image cannot be opened.
     pub(crate) fn open(&self, bytes: &[u8], bug: Option<Bug>) -> Result<Disk, String> {
-        let leaf: Box<dyn Leaf> = match self.plan.kind {
+        self.open_as(bytes, bug, &FIRST)
+    }
+
+    /// The same with files of these names, its own first.
+    ///
+    /// # Errors
+    /// When the image cannot be opened.
+    pub(crate) fn open_as(
+        &self,
+        bytes: &[u8],
+        bug: Option<Bug>,
+        ids: &[FileId],
+    ) -> Result<Disk, String> {
+        let leaf = self.open_leaf(bytes)?;
+        let leaf = match bug {
+            Some(bug) => wrap(leaf, bug, bytes),
+            None => leaf,
+        };
+        Ok(Disk::writable(leaf, ids[0], self.frozen(&ids[1..])))
+    }
+
+    /// The leaf alone.
+    ///
+    /// # Errors
+    /// When the image cannot be opened.
+    pub(crate) fn open_leaf(&self, bytes: &[u8]) -> Result<Box<dyn Leaf>, String> {
+        Ok(match self.plan.kind {
             Kind::Raw if self.plan.device => {
                 Box::new(Flat::on_device(ByteLen::new(bytes.len() as u64)))
             }
             Kind::Raw => Box::new(Flat::growing(ByteLen::new(bytes.len() as u64))),
             Kind::Fixed => Box::new(FixedLeaf::new(&open_image(bytes)?, LeafBacking::File)),
             Kind::Dynamic | Kind::Differencing { .. } => self.open_sparse(bytes)?,
+        })
+    }
+
+    /// Whether an image of this world may get a child: the others would have to be read otherwise
+    /// than parents are here.
+    pub(crate) fn may_lie_below(&self, size: u64) -> bool {
+        let kind = !matches!(self.plan.kind, Kind::Fixed);
+        kind && !self.plan.device
+            && size.is_multiple_of(512)
+            && self.parents.len() + 2 < FIRST.len()
+    }
+
+    /// A world whose leaf is an empty child of this one's, which has become these bytes.
+    ///
+    /// # Errors
+    /// When they do not open as they are.
+    pub(crate) fn over(&self, bytes: &[u8], size: u64, rng: &mut Rng) -> Result<Self, String> {
+        let is_raw = self.plan.kind == Kind::Raw;
+        let raw = is_raw || self.opened.iter().any(Option::is_none);
+        let parents = self.parents.len() as u8 + 1;
+        let plan = Plan {
+            kind: Kind::Differencing { parents, raw },
+            sectors: size / 512,
+            ragged: 0,
+            foreign: false,
+            filled: 0,
+            spare: 0,
+            cut: false,
+            ..self.plan
         };
-        let leaf = match bug {
-            Some(bug) => wrap(leaf, bug, bytes),
-            None => leaf,
+        let opened = if is_raw { None } else { Some(open_image(bytes)?) };
+        let mut world = Self {
+            plan,
+            leaf: Vec::new(),
+            parents: std::iter::once(bytes.to_vec()).chain(self.parents.iter().cloned()).collect(),
+            opened: std::iter::once(opened).chain(self.opened.iter().cloned()).collect(),
+            content: Vec::new(),
         };
-        Ok(Disk::writable(leaf, FileId(0), self.frozen()))
+        world.leaf = world.fresh_leaf(rng);
+        world.content = world.read()?;
+        Ok(world)
     }
 
     fn open_sparse(&self, bytes: &[u8]) -> Result<Box<dyn Leaf>, String> {
@@ -343,7 +415,7 @@ impl World {
         let Body::Sparse(sparse) = &image.body else { return Ok(None) };
         let layer = Box::new(VhdLayer::new(&image, sparse));
         let mut layers = vec![FrozenLayer { layer, file: FileId(0) }];
-        layers.extend(self.frozen());
+        layers.extend(self.frozen(&FIRST[1..]));
         Ok(Disk::read_only(layers))
     }
 
@@ -365,7 +437,7 @@ impl World {
         Some((0..cells).map(read).collect())
     }
 
-    fn frozen(&self) -> Vec<FrozenLayer> {
+    fn frozen(&self, ids: &[FileId]) -> Vec<FrozenLayer> {
         let layer = |image: &Option<Image>, bytes: &[u8]| -> Box<dyn Layer> {
             match image.as_ref().map(|image| (image, &image.body)) {
                 Some((image, Body::Sparse(sparse))) => Box::new(VhdLayer::new(image, sparse)),
@@ -373,12 +445,9 @@ impl World {
             }
         };
         let both = self.opened.iter().zip(&self.parents);
-        (1..)
+        ids.iter()
             .zip(both)
-            .map(|(no, (image, bytes))| FrozenLayer {
-                layer: layer(image, bytes),
-                file: FileId(no),
-            })
+            .map(|(file, (image, bytes))| FrozenLayer { layer: layer(image, bytes), file: *file })
             .collect()
     }
 

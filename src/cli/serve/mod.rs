@@ -157,7 +157,7 @@ fn failure(error: anyhow::Error) -> Failure {
 /// Opens what is to be exported, and serves it until a signal, the end of the command given with
 /// `--run`, or the end of the last connection there can be.
 fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
-    raise_open_files();
+    crate::host::raise_open_files();
     let tls = options.tls.load()?;
     let (specs, usual) = (options.exports.specs()?, options.exports.usual()?);
     if options.tls.knows_nobody() && specs.iter().chain([&usual]).any(|s| !s.allow.is_empty()) {
@@ -210,16 +210,6 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     }
     last_words.wait();
     outcome
-}
-
-/// Takes as many descriptors as the system gives: a session under TLS needs three.
-fn raise_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(%error, "the limit of open files stays");
-    }
 }
 
 /// Makes the user the server becomes the owner of its sockets.

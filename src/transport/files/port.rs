@@ -12,9 +12,10 @@ use super::passed::{Passed, Syncer};
 use super::queue::{Ask, Queue};
 use super::{About, FileDisk, Passing};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
-use crate::shard::{Link, NewClient, Refused};
+use crate::shard::{Link, NewClient, Nudge, Refused};
 
 /// What is known of a disk that can be asked.
+#[derive(Clone)]
 pub(super) struct Entry {
     pub(super) queue: Arc<Queue>,
     window: Extent,
@@ -71,6 +72,21 @@ impl Files {
         Ok(())
     }
 
+    /// Makes known what is told of a disk that cannot be asked for bytes. `nudge` is anybody's, and
+    /// never rung.
+    pub fn describe(&self, id: DiskId, nudge: Nudge, about: Arc<dyn About>) {
+        let queue = Arc::new(Queue::new(nudge));
+        queue.close();
+        let window = Extent::new(DiskOffset::new(0), ByteLen::ZERO);
+        let entry = Entry { queue, window, about, passing: None, passed: Arc::default() };
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(id.0, Arc::new(entry));
+    }
+
+    /// Something else is told of a disk from now on.
+    pub fn retell(&self, id: DiskId, about: Arc<dyn About>) {
+        self.change(id, |entry| entry.about = about);
+    }
+
     /// Lets nobody ask any more: they hear that the disk is gone. Questions that the shard has
     /// taken are answered; `Mailbox::drain` tells when. Makes durable what the kernel wrote by
     /// itself, so it may wait.
@@ -91,17 +107,15 @@ impl Files {
 
     /// A disk that grew shows as much from now on.
     pub fn resize(&self, id: DiskId, len: ByteLen) {
+        self.change(id, |entry| entry.window = Extent::new(entry.window.at, len));
+    }
+
+    fn change(&self, id: DiskId, act: impl FnOnce(&mut Entry)) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = entries.get_mut(&id.0) else { return };
-        let Entry { queue, window, about, passing, passed } = &**entry;
-        let changed = Entry {
-            queue: Arc::clone(queue),
-            window: Extent::new(window.at, len),
-            about: Arc::clone(about),
-            passing: passing.clone(),
-            passed: Arc::clone(passed),
-        };
-        *entry = Arc::new(changed);
+        // Whoever has it just now goes on with what it was.
+        if let Some(entry) = entries.get_mut(&id.0) {
+            act(Arc::make_mut(entry));
+        }
     }
 
     fn entry(&self, disk: DiskId) -> Result<Arc<Entry>, Errno> {

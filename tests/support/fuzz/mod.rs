@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 mod engine_requests;
+mod management;
 mod nbd_session;
 mod ram;
 mod seeds;
@@ -12,6 +13,7 @@ mod vhd_open;
 mod wire;
 
 pub use engine_requests::engine_requests;
+pub use management::management;
 pub use nbd_session::nbd_session;
 pub use seeds::seeds;
 pub use vhd_open::vhd_open;
@@ -20,11 +22,12 @@ pub use vhd_open::vhd_open;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("vhd_open", vhd_open),
     ("nbd_receive", nbd_receive),
     ("engine_requests", engine_requests),
     ("nbd_session", nbd_session),
+    ("management", management),
 ];
 
 /// Bytes from a peer: as a handshake, and as the stream behind one.

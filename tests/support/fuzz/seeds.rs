@@ -4,6 +4,7 @@
 use nbd::wire::{self, ExtendedRequestHeader, RequestHeader, option};
 use nbd::{Bytes, ContextId, Cookie, Offset};
 
+use super::management::requests;
 use super::sessions::sessions;
 use super::vhd_open;
 use builder::{Builder, Tail, with_batmap};
@@ -17,6 +18,7 @@ pub fn seeds(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "vhd_open" => images(),
         "nbd_receive" => conversations(),
         "nbd_session" => sessions(),
+        "management" => requests(),
         _ => lives(),
     }
 }

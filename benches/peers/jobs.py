@@ -1,0 +1,131 @@
+"""What is compared: loads, contestants, and the floors that orlop promises to keep."""
+
+
+class Case:
+    """A contestant of a job: a server over an image. `base` stands for fio on the bare file."""
+
+    def __init__(self, label, server, image, renew=False):
+        self.label, self.server, self.image, self.renew = label, server, image, renew
+
+
+class Job:
+    def __init__(self, key, title, rw, bs, qd, cases, floors=(), connections=1, more=(), x=None):
+        self.key, self.title, self.rw, self.bs, self.qd = key, title, rw, bs, qd
+        self.cases, self.floors, self.connections = cases, floors, connections
+        self.more, self.x = list(more), x
+
+    def writes(self):
+        return "write" in self.rw
+
+
+class Floor:
+    """`of` over `over`, at least or at most so much, in `what`: iops, server_us or p50_us."""
+
+    def __init__(self, of, over, what="iops", least=None, most=None):
+        self.of, self.over, self.what, self.least, self.most = of, over, what, least, most
+
+    def text(self):
+        words = {"iops": "throughput", "server_us": "server CPU per request", "p50_us": "latency"}
+        bound = f"at least {self.least}" if self.least is not None else f"at most {self.most}"
+        return f"{words[self.what]} of {self.of} over {self.over}: {bound}"
+
+    def holds(self, ratio):
+        return ratio >= self.least if self.least is not None else ratio <= self.most
+
+
+def same(servers, image):
+    return [Case(name, name, image) for name in servers]
+
+
+def written(servers, of):
+    """Each writes to a copy of its own."""
+    return [Case(name, name, f"copy-{of}-{name.replace(' ', '_')}") for name in servers]
+
+
+READERS = ["orlop", "nbdkit", "qemu-nbd", "qemu-nbd io_uring", "qemu-storage-daemon", "nbd-server"]
+WRITERS = ["orlop", "nbdkit", "qemu-nbd", "qemu-nbd io_uring", "qemu-storage-daemon"]
+VPC = ["orlop", "qemu-nbd", "qemu-storage-daemon"]
+
+
+def reading():
+    return [
+        Job("raw-read-qd32", "4 KiB random reads of raw, depth 32", "randread", "4K", 32,
+            same(READERS, "raw"), [
+                Floor("orlop", "nbdkit", least=2.5), Floor("orlop", "qemu-nbd", least=6),
+                Floor("orlop", "qemu-nbd io_uring", least=3.5),
+                Floor("orlop", "nbdkit", "server_us", most=0.35),
+                Floor("orlop", "qemu-nbd", "server_us", most=0.1)]),
+        Job("raw-read-qd1", "4 KiB random reads of raw, depth 1", "randread", "4K", 1,
+            same(READERS, "raw"), [
+                Floor("orlop", "nbdkit", "p50_us", most=0.7),
+                Floor("orlop", "qemu-nbd", "p50_us", most=0.5)]),
+        Job("vhd-read-qd32", "4 KiB random reads of a full VHD, depth 32", "randread", "4K", 32,
+            same(VPC, "vhd") + [Case("orlop on raw", "orlop", "raw")],
+            [Floor("orlop", "orlop on raw", least=0.95)]),
+        Job("chain-read-qd32", "4 KiB random reads of a chain of 30, depth 32", "randread", "4K",
+            32, [Case("orlop on chain", "orlop", "chain-30"),
+                 Case("orlop on single", "orlop", "single-30")],
+            [Floor("orlop on chain", "orlop on single", least=0.9)]),
+        Job("raw-seq-read", "1 MiB reads of raw in order, depth 4", "read", "1M", 4,
+            same(READERS, "raw"), [
+                Floor("orlop", "nbdkit", least=1.3), Floor("orlop", "qemu-nbd", least=3)]),
+        Job("raw-read-4x", "4 KiB random reads of raw, four connections of depth 8", "randread",
+            "4K", 8, same(["orlop", "orlop 2 threads", "nbdkit", "qemu-nbd"], "raw"),
+            [Floor("orlop", "nbdkit", least=1)], connections=4),
+    ]
+
+
+def writing():
+    empty = [Case(name, name, f"empty-{name}", renew=True) for name in ("orlop", "qemu-nbd")]
+    flushed = written(("orlop", "qemu-nbd"), "vhd")
+    vhd = written(("orlop", "qemu-nbd"), "vhd") + [Case("orlop on raw", "orlop", "copy-raw-orlop")]
+    return [
+        Job("raw-write-qd32", "4 KiB random writes of raw, depth 32", "randwrite", "4K", 32,
+            written(WRITERS, "raw"), [Floor("orlop", "nbdkit", least=1.5)]),
+        Job("vhd-write-qd32", "4 KiB random overwrites of a full VHD, depth 32", "randwrite", "4K",
+            32, vhd, [Floor("orlop", "qemu-nbd", least=10),
+                      Floor("orlop", "orlop on raw", least=0.9)]),
+        Job("vhd-fill", "64 KiB random writes into an empty VHD, depth 16", "randwrite", "64K", 16,
+            empty, [Floor("orlop", "qemu-nbd", least=5)]),
+        Job("vhd-flush", "4 KiB random overwrites of a VHD, a flush after every 32", "randwrite",
+            "4K", 32, flushed, [Floor("orlop", "qemu-nbd", least=3)], more=["--flush-every", 32]),
+        Job("raw-seq-write", "1 MiB writes of raw in order, depth 4", "write", "1M", 4,
+            written(WRITERS, "raw"), [Floor("orlop", "nbdkit", least=1.2)]),
+    ]
+
+
+def direct():
+    limit = Floor("orlop direct", "bare file", least=0.9)
+    others = ("orlop direct", "qemu-nbd direct")
+    return [
+        Job("direct-read", "4 KiB random reads with O_DIRECT, depth 32", "randread", "4K", 32,
+            same(others, "raw") + [Case("bare file", "fio", "raw")], [limit]),
+        Job("direct-write", "4 KiB random writes with O_DIRECT, depth 32", "randwrite", "4K", 32,
+            written(others, "raw") + [Case("bare file", "fio", "copy-raw-fio")], [limit]),
+    ]
+
+
+def growth():
+    """Curves: jobs with an `x`, drawn by the part of their key before the last dash."""
+    jobs = []
+    for qd in (1, 2, 4, 8, 16, 32, 64, 128):
+        jobs.append(Job(f"by-depth-of-queue-{qd}", "requests in flight", "randread", "4K", qd,
+                        same(("orlop", "nbdkit", "qemu-nbd"), "raw"), x=qd))
+    for count in (1, 2, 4, 8, 16, 32, 64):
+        jobs.append(Job(f"by-connections-{count}", "connections of depth 4", "randread", "4K", 4,
+                        same(("orlop", "orlop 2 threads", "nbdkit"), "raw"), connections=count,
+                        x=count))
+    for depth in (1, 2, 8, 30):
+        jobs.append(Job(f"by-layers-{depth}", "images in the chain", "randread", "4K", 32,
+                        [Case("orlop", "orlop", f"chain-{depth}")], x=depth))
+    for gib in (1, 32, 256, 1024, 2040):
+        jobs.append(Job(f"by-size-{gib}", "GiB of the disk", "randread", "4K", 32,
+                        [Case("orlop", "orlop", f"sized-{gib}")], x=gib))
+    for percent in (0, 25, 50, 100):
+        jobs.append(Job(f"by-fragmentation-{percent}", "percent of blocks out of order",
+                        "randread", "4K", 32,
+                        [Case("orlop", "orlop", f"scattered-{percent}")], x=percent))
+    return jobs
+
+
+SUITES = {"reading": reading, "writing": writing, "direct": direct, "growth": growth}

@@ -1,0 +1,114 @@
+"""What is asked of servers: by `orlop bench` over NBD, by fio of a bare file."""
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+
+from servers import Running
+
+
+class Loader:
+    def __init__(self, orlop, folder):
+        self.orlop, self.folder = orlop, folder
+
+    def bench(self, target, *words):
+        done = subprocess.run([self.orlop, "bench", target, *map(str, words)],
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError((done.stderr.strip() or "failed").splitlines()[-1])
+        return done.stdout
+
+    def answers(self, uri):
+        try:
+            self.bench(uri, "--ops", 1, "--qd", 1, "--bs", 512)
+        except RuntimeError:
+            return False
+        return True
+
+    def start(self, server, image):
+        running = Running(server, image, tempfile.mkdtemp(dir=self.folder))
+        running.wait(self.answers)
+        return running
+
+    def content(self, server, image):
+        """The digest of all bytes, as the server tells them."""
+        running, digest = self.start(server, image), hashlib.sha256()
+        try:
+            copy = subprocess.Popen(["nbdcopy", running.uri, "-"], stdout=subprocess.PIPE,
+                                    stderr=subprocess.DEVNULL)
+            while piece := copy.stdout.read(1 << 20):
+                digest.update(piece)
+            if copy.wait() != 0:
+                raise RuntimeError(f"{server.name} cannot be read to the end")
+        finally:
+            running.stop()
+        return digest.hexdigest()
+
+    def keeps_what_is_written(self, server, image):
+        """Stamped writes at three depths, each checked: nothing is timed before."""
+        running = self.start(server, image)
+        try:
+            for depth in (1, 16, 64):
+                self.bench(running.uri, "--rw", "randrw", "--verify", "--yes", "--ops", 4000,
+                           "--qd", depth, "--size", "32M")
+        finally:
+            running.stop()
+
+    def warm(self, uri, size):
+        """Everything into the page cache, so that no server pays for the device."""
+        self.bench(uri, "--rw", "read", "--bs", "1M", "--qd", 8, "--size", size,
+                   "--ops", max(1, size >> 20))
+
+    def measure(self, running, job, seconds, seed, window):
+        words = ["--rw", job.rw, "--bs", job.bs, "--qd", job.qd, "--jobs", job.connections,
+                 "--time", seconds, "--seed", seed, "--size", window, "--json", "--yes", *job.more]
+        before = running.cpu_s()
+        told = json.loads(self.bench(running.uri, *words))
+        cpu = running.cpu_s() - before
+        if told["fault_count"]:
+            raise RuntimeError(f"{told['fault_count']} requests failed")
+        total = told["total"]
+        ops = max(1, total["ops"])
+        return {"iops": total["iops"], "mib_s": total["mib_per_s"],
+                "p50_us": total["latency_us"]["p50"], "p99_us": total["latency_us"]["p99"],
+                "server_us": cpu / ops * 1e6, "client_us": told["cpu"]["client_us_per_op"],
+                "resident_mib": running.resident_bytes() / (1 << 20)}
+
+    def fio(self, image, job, seconds, window):
+        """The same load on the bare file: what the machine could do at most."""
+        done = subprocess.run(
+            ["fio", "--name=x", f"--rw={job.rw}", f"--bs={job.bs}", f"--iodepth={job.qd}",
+             f"--filename={image.path}", f"--size={window}", f"--runtime={seconds}",
+             "--time_based", "--ioengine=io_uring", "--direct=1", "--norandommap",
+             "--randrepeat=0", "--allow_file_create=0", "--output-format=json"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        told = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
+        side = told["write" if "write" in job.rw else "read"]
+        spot = side["clat_ns"].get("percentile", {})
+        return {"iops": side["iops"], "mib_s": side["bw_bytes"] / (1 << 20),
+                "p50_us": spot.get("50.000000", 0) / 1e3, "p99_us": spot.get("99.000000", 0) / 1e3,
+                "server_us": 0.0, "client_us": 0.0, "resident_mib": 0.0}
+
+    def system_calls(self, running, job, window, ops=20000):
+        """System calls of the server for each request, under strace: its own time is not told."""
+        report = os.path.join(self.folder, "calls")
+        words = ["strace", "-f", "-c", "-o", report]
+        for pid in running.processes():
+            words += ["-p", str(pid)]
+        strace = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        strace.stderr.readline()
+        try:
+            self.bench(running.uri, "--rw", job.rw, "--bs", job.bs, "--qd", job.qd, "--ops", ops,
+                       "--size", window, "--yes")
+        finally:
+            strace.terminate()
+            strace.communicate()
+        with open(report) as lines:
+            for line in lines:
+                if line.rstrip().endswith("total"):
+                    return int(line.split()[3]) / ops
+        raise RuntimeError("strace told nothing")

@@ -1,0 +1,169 @@
+"""The servers that are compared: how each is started, and what its processes cost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Server:
+    """A way to serve an image over NBD on a unix socket.
+
+    `words` is the command line; {image}, {socket}, {folder} and {size} are filled in, and {format}
+    by the image's kind in the server's own words (`formats`).
+    """
+
+    def __init__(self, name, words, formats, version=None, note="", prepare=None, export=""):
+        self.name, self.words, self.formats = name, words, formats
+        self.version_words = version or [words[0], "--version"]
+        self.note, self.prepare, self.export = note, prepare, export
+
+    def program(self):
+        return shutil.which(self.words[0])
+
+    def version(self):
+        done = subprocess.run(self.version_words, capture_output=True, text=True)
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        return lines[0] if lines else "unknown"
+
+    def command(self, image, folder):
+        values = {"image": image.path, "socket": os.path.join(folder, "nbd"), "folder": folder,
+                  "format": self.formats.get(image.kind, "")}
+        return [word.format(**values) for word in self.words]
+
+    def serves(self, image):
+        return image.kind in self.formats
+
+
+class Running:
+    """A server that runs."""
+
+    def __init__(self, server, image, folder):
+        self.server, self.folder = server, folder
+        self.socket = os.path.join(folder, "nbd")
+        self.uri = f"nbd+unix:///{server.export}?socket={self.socket}"
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        if server.prepare:
+            server.prepare(image, folder)
+        self.log = open(os.path.join(folder, "log"), "wb")
+        self.pid_file = os.path.join(folder, "pid")
+        # A session of its own, so that everything it starts can be found and ended.
+        self.process = subprocess.Popen(
+            server.command(image, folder), stdin=subprocess.DEVNULL, stdout=self.log,
+            stderr=self.log, start_new_session=True)
+        self.session = self.process.pid
+
+    def follow(self):
+        """Some go to the background, and say which process that is."""
+        try:
+            with open(self.pid_file) as file:
+                self.session = os.getsid(int(file.read()))
+        except (OSError, ValueError):
+            pass
+
+    def wait(self, answers):
+        for _ in range(200):
+            if os.path.exists(self.socket) and answers(self.uri):
+                self.follow()
+                return
+            if self.process.poll():
+                break
+            time.sleep(0.05)
+        with open(self.log.name, errors="replace") as log:
+            said = log.read().strip().splitlines()[-2:]
+        self.stop()
+        raise RuntimeError(f"{self.server.name} does not answer: {' / '.join(said)}")
+
+    def processes(self):
+        """Its processes: all of its session."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.getsid(int(pid)) == self.session:
+                    found.append(int(pid))
+            except OSError:
+                pass
+        return found
+
+    def cpu_s(self):
+        """Processor time of all of them, and of those of their children that ended."""
+        total = 0
+        for pid in self.processes():
+            try:
+                with open(f"/proc/{pid}/stat") as stat:
+                    fields = stat.read().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            total += sum(int(field) for field in fields[11:15]) * TICK_S
+        return total
+
+    def resident_bytes(self):
+        total = 0
+        for pid in self.processes():
+            try:
+                with open(f"/proc/{pid}/status") as status:
+                    for line in status:
+                        if line.startswith("VmRSS:"):
+                            total += int(line.split()[1]) << 10
+            except OSError:
+                pass
+        return total
+
+    def stop(self):
+        self.follow()
+        # The server first; what it left behind afterwards.
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+        self.process.wait()
+        self.log.close()
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+
+
+def nbd_server_config(image, folder):
+    with open(os.path.join(folder, "config"), "w") as file:
+        file.write(f"[generic]\nunixsock = {folder}/nbd\n[export]\nexportname = {image.path}\n"
+                   "flush = true\nfua = true\ntrim = true\n")
+
+
+def all_servers(orlop):
+    qsd = ["qemu-storage-daemon", "--blockdev",
+           "file,node-name=f,filename={image},aio=io_uring", "--blockdev",
+           "{format},node-name=n,file=f", "--nbd-server", "addr.type=unix,addr.path={socket}",
+           "--export", "nbd,id=e,node-name=n,name=,writable=on"]
+    both = {"raw": "raw", "vhd": "vpc"}
+    servers = [
+        Server("orlop", [orlop, "serve", "{image}", "--socket", "{socket}"],
+               {"raw": "raw", "vhd": "vhd", "chain": "vhd"}),
+        Server("orlop direct",
+               [orlop, "serve", "{image}", "--socket", "{socket}", "--cache", "none"],
+               {"raw": "raw", "vhd": "vhd"}, note="O_DIRECT"),
+        Server("orlop 2 threads",
+               [orlop, "serve", "{image}", "--socket", "{socket}", "--threads", "2"],
+               {"raw": "raw", "vhd": "vhd"}),
+        Server("nbdkit", ["nbdkit", "-f", "-U", "{socket}", "file", "{image}"], {"raw": "raw"}),
+        Server("qemu-nbd", ["qemu-nbd", "-t", "-e", "64", "-f", "{format}", "-k", "{socket}",
+                            "{image}"], both, note="aio=threads, its default"),
+        Server("qemu-nbd io_uring",
+               ["qemu-nbd", "-t", "-e", "64", "--aio=io_uring", "-f", "{format}", "-k",
+                "{socket}", "{image}"], both),
+        Server("qemu-nbd direct",
+               ["qemu-nbd", "-t", "-e", "64", "--cache=none", "--aio=native", "-f", "{format}",
+                "-k", "{socket}", "{image}"], both, note="O_DIRECT"),
+        Server("qemu-storage-daemon", qsd, both, note="aio=io_uring"),
+        Server("nbd-server", ["nbd-server", "-p", "{folder}/pid", "-C", "{folder}/config"], {"raw": "raw"},
+               version=["nbd-server", "-V"], prepare=nbd_server_config, export="export"),
+    ]
+    return {server.name: server for server in servers}

@@ -1,0 +1,353 @@
+//! Looking at what is in an SR, without reading again what did not change.
+//!
+//! A scan looks at every file. A glance is for verbs on a few VDIs: those and their parents are
+//! looked at as closely, of the others only whether they are still the same files under the same
+//! names. So a program of others' that changes a VDI in place, behind our back and without a
+//! rename, is noticed by the next scan, not by every glance.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::Hash;
+use std::io;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::catalogue::{Catalogue, Finding, Raw};
+use super::facts::{self, Facts};
+use super::failure::{Failure, Kind};
+use super::fields::FIELDS_MAX_BYTES;
+use super::names::{DataFormat, Named, VdiUuid, data_name, lease_name, record_name};
+use super::record::VdiRecord;
+use super::repository::{Repository, since_epoch};
+use super::store::{self, Entry, EntryKind, Stamp};
+
+/// Below this age a stamp does not tell whether the file changed again: clocks are coarse.
+const STAMP_AGE: Duration = Duration::from_secs(2);
+/// Files in an SR, ours and others'; more are not listed.
+const ENTRIES_MAX: usize = 1 << 20;
+/// VDIs that were forgotten while somebody looked; if it were more, what was seen is not kept.
+const FORGOTTEN_MAX: usize = 1024;
+/// Glances until the parents of what was asked for are known. More: something changes all the time.
+const GLANCES_MAX: usize = 4;
+
+/// What was read of a file, and when its stamp was what.
+#[derive(Clone, Debug)]
+struct Cached<T> {
+    stamp: Stamp,
+    read_ns: i128,
+    value: Result<Arc<T>, String>,
+}
+
+/// What was seen when somebody looked last.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    facts: HashMap<(VdiUuid, DataFormat), Cached<Facts>>,
+    records: HashMap<VdiUuid, Cached<VdiRecord>>,
+    parents: HashMap<VdiUuid, VdiUuid>,
+}
+
+/// What is known of an SR without looking.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    seen: Arc<Seen>,
+    /// How many VDIs were forgotten so far, and the last of them.
+    forgotten: u64,
+    latest: VecDeque<VdiUuid>,
+}
+
+impl Known {
+    fn forget(&mut self, vdi: VdiUuid) {
+        self.forgotten += 1;
+        self.latest.push_back(vdi);
+        if self.latest.len() > FORGOTTEN_MAX {
+            self.latest.pop_front();
+        }
+        Arc::make_mut(&mut self.seen).forget(vdi);
+    }
+
+    /// Keeps what was seen since so many were forgotten, but for what was forgotten meanwhile.
+    fn keep(&mut self, mut seen: Seen, since: u64) {
+        let meanwhile = usize::try_from(self.forgotten - since).unwrap_or(usize::MAX);
+        if meanwhile <= self.latest.len() {
+            self.latest.iter().rev().take(meanwhile).for_each(|vdi| seen.forget(*vdi));
+            self.seen = Arc::new(seen);
+        }
+    }
+}
+
+impl Seen {
+    fn forget(&mut self, vdi: VdiUuid) {
+        for format in [DataFormat::Vhd, DataFormat::Raw] {
+            self.facts.remove(&(vdi, format));
+        }
+        self.records.remove(&vdi);
+    }
+}
+
+/// What is to be looked at closely.
+#[derive(Clone, Copy)]
+enum Closely<'a> {
+    All,
+    Only(&'a BTreeSet<VdiUuid>),
+}
+
+impl Closely<'_> {
+    fn includes(self, vdi: VdiUuid) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(vdis) => vdis.contains(&vdi),
+        }
+    }
+}
+
+/// What somebody who looks knows from before, learns, and finds amiss.
+struct Look {
+    old: Arc<Seen>,
+    new: Seen,
+    findings: Vec<Finding>,
+}
+
+impl Repository {
+    /// Everything in the SR. What did not change since the last time is not read again.
+    ///
+    /// # Errors
+    /// When the store cannot be listed. What is wrong with single files is among the findings.
+    pub fn scan(&self) -> Result<Catalogue, Failure> {
+        self.look_over(Closely::All)
+    }
+
+    /// What a verb on these VDIs needs to know: they and their parents as a scan tells them, their
+    /// children, and which identities are taken. Of other VDIs it tells what was known before, and
+    /// no locks.
+    ///
+    /// # Errors
+    /// As [`Repository::scan`].
+    pub fn glance(&self, vdis: &[VdiUuid]) -> Result<Catalogue, Failure> {
+        let seen = Arc::clone(&self.known().seen);
+        let mut closely: BTreeSet<VdiUuid> = vdis.iter().copied().collect();
+        for vdi in vdis {
+            // It ends where it comes to what is in it already.
+            let mut next = seen.parents.get(vdi);
+            while let Some(parent) = next.filter(|parent| closely.insert(**parent)) {
+                next = seen.parents.get(parent);
+            }
+        }
+        for _ in 0..GLANCES_MAX {
+            let catalogue = self.look_over(Closely::Only(&closely))?;
+            let before = closely.len();
+            for vdi in vdis {
+                let mut next = catalogue.any(*vdi).and_then(|vdi| vdi.parent);
+                while let Some(parent) = next.and_then(|parent| catalogue.any(parent)) {
+                    closely.insert(parent.uuid);
+                    next = parent.parent;
+                }
+            }
+            if closely.len() == before {
+                return Ok(catalogue);
+            }
+        }
+        self.scan()
+    }
+
+    /// Drops what was read of a VDI that we changed: stamps are too coarse to tell.
+    pub(super) fn forget(&self, vdi: VdiUuid) {
+        self.known().forget(vdi);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_over(&self, closely: Closely<'_>) -> Result<Catalogue, Failure> {
+        let (old, since) = {
+            let known = self.known();
+            (Arc::clone(&known.seen), known.forgotten)
+        };
+        let entries = self.store.list().map_err(|e| self.failed("list it", &e))?;
+        if entries.len() > ENTRIES_MAX {
+            let why = format!("it has {} files, more than {ENTRIES_MAX}", entries.len());
+            return Err(Failure::new(Kind::Invalid, self.place(), why));
+        }
+        let space = self.store.space().map_err(|e| self.failed("measure it", &e))?;
+        let sides = Sides::of(&entries);
+        let mut raws = BTreeMap::new();
+        let mut obscure = !sides.twice.is_empty();
+        let mut look = Look { old, new: Seen::default(), findings: Vec::new() };
+        look.new.facts.reserve(sides.data.len());
+        for data in &sides.data {
+            match self.look(data, &sides, closely.includes(data.vdi), &mut look) {
+                Ok(Some(raw)) => drop(raws.insert(data.vdi, raw)),
+                // It went while we looked.
+                Ok(None) => {}
+                Err(problem) => {
+                    let name = data_name(data.vdi, data.format);
+                    look.findings.push(Finding { name, broken: Some(data.vdi), problem });
+                    let readable = !matches!(data.kind, EntryKind::Other(_));
+                    obscure |= readable && data.format == DataFormat::Vhd;
+                }
+            }
+        }
+        for vdi in &sides.twice {
+            raws.remove(vdi);
+            let problem = "there are data of this VDI in two formats".to_owned();
+            look.findings.push(Finding { name: vdi.to_string(), broken: Some(*vdi), problem });
+        }
+        let Look { mut new, findings, .. } = look;
+        let catalogue = Catalogue::assemble(self.sr, raws, findings, obscure, space);
+        let parents = catalogue.vdis.values().filter_map(|vdi| Some((vdi.uuid, vdi.parent?)));
+        new.parents = parents.collect();
+        self.known().keep(new, since);
+        Ok(catalogue)
+    }
+
+    /// Looks at one data file and what lies beside it. `None`: it is not there any more.
+    fn look(
+        &self,
+        data: &Data,
+        sides: &Sides,
+        closely: bool,
+        look: &mut Look,
+    ) -> Result<Option<Raw>, String> {
+        let (vdi, format) = (data.vdi, data.format);
+        if let EntryKind::Other(words) = data.kind {
+            return Err(format!("it is {words}; data are regular files"));
+        }
+        let (old, new) = (&look.old.facts, &mut look.new.facts);
+        let file = data.file.filter(|_| !closely);
+        let (facts, utilisation) = match kept(old, new, &(vdi, format), file) {
+            Some(kept) => kept,
+            None => {
+                let name = data_name(vdi, format);
+                let stamp = match self.store.stamp(&name) {
+                    Ok(stamp) => stamp,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(format!("cannot look at it: {error}")),
+                };
+                let store = self.store.as_ref();
+                let read = || facts::read(store, &name, format, &stamp).map_err(|e| e.to_string());
+                (cached(old, new, (vdi, format), stamp, read)?, stamp.allocated)
+            }
+        };
+        let mut record = VdiRecord::default();
+        if let Some(file) = sides.records.get(&vdi) {
+            let file = file.filter(|_| !closely);
+            match self.record_of(vdi, file, &look.old.records, &mut look.new.records) {
+                Ok(found) => record = VdiRecord::clone(&found),
+                Err(problem) => look.findings.push(finding(record_name(vdi), problem)),
+            }
+        }
+        let mut lease = None;
+        if closely && sides.leases.contains(&vdi) {
+            match self.lease(vdi) {
+                Ok(found) => lease = found,
+                Err(failure) => look.findings.push(finding(lease_name(vdi), failure.why)),
+            }
+        }
+        let facts = Facts::clone(&facts);
+        Ok(Some(Raw { format, facts, utilisation, record, lease }))
+    }
+
+    fn record_of(
+        &self,
+        vdi: VdiUuid,
+        file: Option<u64>,
+        old: &HashMap<VdiUuid, Cached<VdiRecord>>,
+        new: &mut HashMap<VdiUuid, Cached<VdiRecord>>,
+    ) -> Result<Arc<VdiRecord>, String> {
+        if let Some((record, _)) = kept(old, new, &vdi, file) {
+            return Ok(record);
+        }
+        let name = record_name(vdi);
+        let stamp = match self.store.stamp(&name) {
+            Ok(stamp) => stamp,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Arc::default()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let read = || {
+            let bytes = store::read_small(self.store.as_ref(), &name, FIELDS_MAX_BYTES)
+                .map_err(|error| error.to_string())?;
+            VdiRecord::from_bytes(&bytes).map_err(|error| error.to_string())
+        };
+        cached(old, new, vdi, stamp, read)
+    }
+}
+
+/// Something about a VDI that is lost without breaking it.
+fn finding(name: String, problem: String) -> Finding {
+    Finding { name, broken: None, problem }
+}
+
+/// A data file as its name tells it.
+struct Data {
+    vdi: VdiUuid,
+    format: DataFormat,
+    kind: EntryKind,
+    file: Option<u64>,
+}
+
+/// What lies in a store, by what it is.
+#[derive(Default)]
+struct Sides {
+    data: Vec<Data>,
+    twice: BTreeSet<VdiUuid>,
+    records: HashMap<VdiUuid, Option<u64>>,
+    leases: BTreeSet<VdiUuid>,
+}
+
+impl Sides {
+    fn of(entries: &[Entry]) -> Self {
+        let mut sides = Self::default();
+        for Entry { name, kind, file } in entries {
+            match Named::of(name) {
+                Named::Data(vdi, format) => {
+                    sides.data.push(Data { vdi, format, kind: *kind, file: *file });
+                }
+                Named::Record(vdi) => drop(sides.records.insert(vdi, *file)),
+                Named::Lease(vdi) => drop(sides.leases.insert(vdi)),
+                Named::Intent(_) | Named::Sr | Named::Temporary | Named::Foreign => {}
+            }
+        }
+        sides.data.sort_unstable_by_key(|data| data.vdi);
+        let pairs = sides.data.windows(2).filter(|pair| pair[0].vdi == pair[1].vdi);
+        sides.twice = pairs.map(|pair| pair[0].vdi).collect();
+        sides
+    }
+}
+
+/// What was read well of this very file before, whether or not it changed, and the space it took.
+fn kept<K: Copy + Eq + Hash, T>(
+    old: &HashMap<K, Cached<T>>,
+    new: &mut HashMap<K, Cached<T>>,
+    key: &K,
+    file: Option<u64>,
+) -> Option<(Arc<T>, crate::engine::units::ByteLen)> {
+    let known = old.get(key).filter(|known| Some(known.stamp.file) == file)?;
+    let value = Arc::clone(known.value.as_ref().ok()?);
+    let Cached { stamp, read_ns, .. } = *known;
+    new.insert(*key, Cached { stamp, read_ns, value: Ok(Arc::clone(&value)) });
+    Some((value, stamp.allocated))
+}
+
+/// What was read before, if the file is still the same and was not too young to tell.
+fn cached<K: Copy + Eq + Hash, T>(
+    old: &HashMap<K, Cached<T>>,
+    new: &mut HashMap<K, Cached<T>>,
+    key: K,
+    stamp: Stamp,
+    read: impl FnOnce() -> Result<T, String>,
+) -> Result<Arc<T>, String> {
+    let same = |known: &&Cached<T>| {
+        let key = |stamp: &Stamp| (stamp.file, stamp.len, stamp.modified_ns);
+        let age = known.read_ns - known.stamp.modified_ns;
+        key(&known.stamp) == key(&stamp)
+            && age > i128::try_from(STAMP_AGE.as_nanos()).unwrap_or(i128::MAX)
+    };
+    let (value, read_ns) = match old.get(&key).filter(same) {
+        Some(known) => (known.value.clone(), known.read_ns),
+        None => {
+            let read_ns = since_epoch().as_nanos();
+            (read().map(Arc::new), i128::try_from(read_ns).unwrap_or(i128::MAX))
+        }
+    };
+    new.insert(key, Cached { stamp, read_ns, value: value.clone() });
+    value
+}
