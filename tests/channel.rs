@@ -15,6 +15,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -120,7 +121,7 @@ fn a_mount_is_taken_away_under_load_and_nobody_is_left_waiting() {
 
 /// Uses the disk until it fails.
 fn hammer(file: &File, worker: u64, done: &AtomicU64) {
-    let mut bytes = vec![worker as u8; if worker % 2 == 0 { 4096 } else { 300_000 }];
+    let mut bytes = vec![worker as u8; if worker.is_multiple_of(2) { 4096 } else { 300_000 }];
     for round in 0_u64.. {
         let at = (worker * 8 + round % 8) * 4096;
         let used = match round % 3 {
@@ -267,6 +268,56 @@ fn mapped_pages_come_home_when_there_is_no_memory_left() {
         drop((file, peers));
         drop(shown);
         rig.close();
+    }
+}
+
+/// What a busy shard cannot take stays with the kernel, and nothing of it is lost.
+#[test]
+fn a_device_is_read_again_when_the_queue_of_a_disk_has_room() {
+    if !may_mount() {
+        return;
+    }
+    for here in rigs() {
+        let there = Rig::new();
+        let shown = Shown::new(&here, &[(&here, 8 * MIB), (&there, 64 * MIB)]);
+        let (mine, its) = (shown.open(0), shown.open(1));
+        let ((enters, entered), (leave, may_leave)) = (mpsc::channel(), mpsc::channel::<()>());
+        let mailbox = there.mailbox.clone();
+        let busy = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let attached = mailbox.attach(Box::new(move |_| {
+                enters.send(()).unwrap();
+                may_leave.recv_timeout(PATIENCE * 6).unwrap();
+                Err(std::io::Error::other("no disk"))
+            }));
+            runtime.block_on(attached).unwrap_err();
+        });
+        entered.recv_timeout(PATIENCE).unwrap();
+        let begun = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for number in 0..48 {
+                let (its, begun) = (&its, &begun);
+                scope.spawn(move || {
+                    let piece = pattern(MIB as usize, number as usize);
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    its.write_all_at(&piece, number * MIB).unwrap();
+                });
+            }
+            until("all have begun", || begun.load(Ordering::Relaxed) == 48);
+            thread::sleep(Duration::from_millis(200));
+            leave.send(()).unwrap();
+            mine.write_all_at(b"mine", 0).unwrap();
+        });
+        busy.join().unwrap();
+        for number in 0..48 {
+            let mut back = vec![0; MIB as usize];
+            its.read_exact_at(&mut back, number * MIB).unwrap();
+            assert!(back == pattern(MIB as usize, number as usize), "{number}");
+        }
+        drop((mine, its));
+        drop(shown);
+        here.close();
+        there.close();
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::UnmountFlags;
 
 use crate::attach::{KIND, unmount_at};
@@ -85,13 +86,23 @@ impl Connection {
 
     /// Ends the connection: what waits fails, and nothing more comes. For a ring that is broken.
     pub fn abort(&self) {
-        self.ending.abort();
+        // One that is over may have given its number to another mount at the same place.
+        if !self.is_over() {
+            self.ending.abort();
+        }
+    }
+
+    /// Whether the kernel has let go of it.
+    fn is_over(&self) -> bool {
+        let mut asked = [PollFd::new(&self.fuse, PollFlags::IN)];
+        let told = poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        told.is_ok() && asked[0].revents().contains(PollFlags::ERR)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.ending.abort();
+        self.abort();
         self.ended.tell();
     }
 }

@@ -117,7 +117,8 @@ impl Live {
         }
         let (mailboxes, threads) = spawn(&settings).await?;
         let (at, others) = (settings.mount.clone(), settings.allow_other);
-        let mounting = move || at.map(|at| Tree::mount(&at, others)).transpose();
+        let shards = mailboxes.clone();
+        let mounting = move || at.map(|at| Tree::mount(&at, others, &shards)).transpose();
         let mounted = tokio::task::spawn_blocking(mounting).await;
         let what = "mounting";
         let mounted = mounted

@@ -14,9 +14,10 @@ use orlop_fuse::{
 
 use super::LiveError;
 use crate::mount::{self, Mapped};
-use crate::transport::files::Files;
+use crate::shard::Mailbox;
+use crate::transport::files::{Channel, Files};
 
-/// Threads that read requests.
+/// Threads that read requests where no shard can.
 const THREADS: usize = 4;
 /// How long those who keep the mount busy have, when it is to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,8 +31,13 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Mounts an empty tree at a directory, which is made if only it is missing.
-    pub(super) fn mount(at: &Path, allow_other: bool) -> Result<Self, LiveError> {
+    /// Mounts an empty tree at a directory, which is made if only it is missing. One shard reads
+    /// its requests; it answers those for its own disks, and passes the others on.
+    pub(super) fn mount(
+        at: &Path,
+        allow_other: bool,
+        shards: &[Mailbox],
+    ) -> Result<Self, LiveError> {
         match std::fs::create_dir(at) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             // Why it cannot be mounted on is told below.
@@ -40,8 +46,14 @@ impl Tree {
         }
         let at = mount::make_ready(at)?;
         let files = Files::new();
-        let options =
-            Options { layout: Layout::Many, allow_other, threads: THREADS, ..Options::default() };
+        let channel = shards.first().map(|reads| Channel::new(reads.clone(), Arc::clone(&files)));
+        let options = Options {
+            layout: Layout::Many,
+            allow_other,
+            threads: THREADS,
+            channel: channel.map(|channel| channel as _),
+            ..Options::default()
+        };
         let mounted = orlop_fuse::mount(Arc::clone(&files) as _, &at, &options, &[]);
         let mounted = Arc::new(mounted.map_err(mount::MountFailure::from)?);
         Ok(Self { mounted, files })

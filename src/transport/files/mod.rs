@@ -24,7 +24,7 @@ pub use port::Files;
 
 /// What the small files beside a disk say, and its extended attributes.
 pub trait About: Send + Sync {
-    /// The text. Called on the threads of the mount: answers at once, from memory.
+    /// The text. Called on the shard's own thread: answers at once, from memory.
     ///
     /// # Errors
     /// The number the reader of the file is to see.

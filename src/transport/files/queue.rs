@@ -78,14 +78,7 @@ impl Queue {
         while ask.weight() > 0 && state.bytes > WAITING_BYTES && !state.closed {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.closed {
-            drop(state);
-            return ask.fail(Errno::Gone);
-        }
-        state.bytes += ask.weight();
-        state.asks.push_back(ask);
-        drop(state);
-        self.nudge.nudge();
+        self.put(state, ask);
     }
 
     /// Puts a question in as [`Self::push`] does, but never waits: one for which there is no room
@@ -96,9 +89,19 @@ impl Queue {
             state.readers.push(reader.clone());
             return Err(ask);
         }
-        drop(state);
-        self.push(ask);
+        self.put(state, ask);
         Ok(())
+    }
+
+    fn put(&self, mut state: MutexGuard<'_, State>, ask: Ask) {
+        if state.closed {
+            drop(state);
+            return ask.fail(Errno::Gone);
+        }
+        state.bytes += ask.weight();
+        state.asks.push_back(ask);
+        drop(state);
+        self.nudge.nudge();
     }
 
     /// Calls the client of the disk.
