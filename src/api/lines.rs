@@ -46,6 +46,10 @@ impl Line {
         self.phase.subscribe()
     }
 
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Silent(_))
+    }
+
     /// Comes back when the connection is to end for the sake of others.
     pub(super) async fn is_cut(&self) {
         self.cut.notified().await;

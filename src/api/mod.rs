@@ -20,6 +20,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::control::Control;
 use lines::{Held, Line, Lines, Phase};
@@ -161,19 +162,15 @@ async fn converse(
             (Phase::Silent(since), None) => Some(since + header_time),
             (Phase::Silent(since), Some(end)) => Some((since + header_time).min(end)),
         };
-        let over = async {
-            match patience {
-                Some(moment) => tokio::time::sleep_until(moment).await,
-                None => std::future::pending().await,
-            }
-        };
+        let over = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now));
         tokio::select! {
             _ = connection.as_mut() => break,
             _ = phases.changed() => {}
-            () = over => break,
-            () = line.is_cut() => break,
+            // Who began to ask at that very moment is answered.
+            () = over, if patience.is_some() => if line.is_silent() { break },
+            () = line.is_cut() => if line.is_silent() { break },
             _ = ended.wait_for(|ended| *ended), if end.is_none() => {
-                end = Some(tokio::time::Instant::now() + FAREWELL);
+                end = Some(Instant::now() + FAREWELL);
                 connection.as_mut().graceful_shutdown();
             }
         }
