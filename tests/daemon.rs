@@ -2,6 +2,8 @@
 //! of its own, with other programs as clients and judges.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
+#[path = "daemon/dialects.rs"]
+mod dialects;
 #[path = "daemon/endings.rs"]
 mod endings;
 #[path = "support/foreign.rs"]
@@ -10,6 +12,8 @@ mod foreign;
 mod house;
 #[path = "daemon/places.rs"]
 mod places;
+#[path = "support/scripts.rs"]
+mod scripts;
 #[path = "daemon/verbs.rs"]
 mod verbs;
 #[path = "daemon/waking.rs"]
