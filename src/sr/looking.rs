@@ -141,6 +141,11 @@ impl Repository {
                     next = parent.parent;
                 }
             }
+            let is_asked_for = |finding: &Finding| finding.broken.is_some_and(|b| vdis.contains(&b));
+            if catalogue.findings.iter().any(is_asked_for) {
+                // What is wrong may lie in a file that nobody knows to belong to it.
+                break;
+            }
             if closely.len() == before {
                 return Ok(catalogue);
             }
