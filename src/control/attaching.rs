@@ -48,6 +48,11 @@ pub trait Attacher: Send + Sync {
         let _not_shown = (sr, file, failure);
     }
 
+    /// An SR is attached no longer; none of its VDIs was served. What was told of broken ones goes.
+    fn left(&self, sr: SrUuid) {
+        let _nothing_told = sr;
+    }
+
     /// Gets ready to put a new leaf over a VDI that is served; `None` when it cannot.
     fn cut(&self, sr: SrUuid, vdi: VdiUuid) -> Option<Box<dyn Cut + '_>>;
 }

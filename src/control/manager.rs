@@ -304,6 +304,7 @@ impl Control {
             }
             return Err(failure);
         }
+        self.attacher.left(sr);
         self.memory.drop_sr(sr)
     }
 
@@ -433,7 +434,11 @@ impl Control {
         if !locked(&attached.vdis).contains_key(&vdi) {
             // What it tells of one that could not be attached goes.
             self.attacher.detach(sr, vdi)?;
-            return attached.repository.glance(&[vdi])?.visible(vdi).map(drop);
+            return match attached.repository.glance(&[vdi])?.visible(vdi) {
+                // It is there; whatever is wrong with it, it is not attached.
+                Err(failure) if failure.kind != Kind::Corrupt => Err(failure),
+                _ => Ok(()),
+            };
         }
         self.attacher.detach(sr, vdi)?;
         locked(&attached.vdis).remove(&vdi);

@@ -17,7 +17,7 @@ use crate::image::{self, Format, Lineage, OpenOptions, OpenedChain};
 use crate::meter::Meter;
 use crate::mount::{Chain, ImageAbout, Mapped, Way, listed, users, windows};
 use crate::server::{ControlError, ExportSpec, Listen, Seat};
-use crate::sr::{DataFile, DataFormat, DataPlace, Failure, Kind};
+use crate::sr::{DataFile, DataFormat, DataPlace, Failure, Kind, SrUuid};
 use crate::transport::files::FileDisk;
 
 /// For so long clients that are just leaving are waited for.
@@ -174,6 +174,13 @@ impl Live {
                 tracing::warn!(vdi = %key.vdi, %error, "it is not shown what is wrong with it");
                 let _closed = tree.files().close(id);
             }
+        }
+    }
+
+    pub(super) fn forget_all_broken(&self, sr: SrUuid) {
+        for key in self.vdis.broken_of(sr) {
+            let Ok(_at_work) = self.at_work(key) else { return };
+            self.forget_broken(key);
         }
     }
 

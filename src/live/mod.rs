@@ -224,6 +224,10 @@ impl Attacher for Live {
         self.tell_broken(Key { sr, vdi: file.vdi }, file, failure);
     }
 
+    fn left(&self, sr: SrUuid) {
+        self.forget_all_broken(sr);
+    }
+
     fn cut(&self, sr: SrUuid, vdi: VdiUuid) -> Option<Box<dyn Cut + '_>> {
         LiveCut::of(self, Key { sr, vdi }).map(|cut| Box::new(cut) as _)
     }

@@ -12,6 +12,7 @@ use crate::control::Access;
 use crate::image::Lineage;
 use crate::mount::ImageAbout;
 use crate::server::Seat;
+use crate::sr::SrUuid;
 
 /// The image that takes the writes of a VDI.
 pub(super) struct LeafFile {
@@ -63,6 +64,12 @@ impl Table {
             Some(Shown::Served(served)) => Some(served),
             Some(Shown::Broken(_)) | None => None,
         }
+    }
+
+    pub(super) fn broken_of(&self, sr: SrUuid) -> Vec<Key> {
+        let is_broken =
+            |(key, shown): &(&Key, &Shown)| key.sr == sr && matches!(shown, Shown::Broken(_));
+        self.lock().iter().filter(is_broken).map(|(key, _)| *key).collect()
     }
 
     pub(super) fn put(&self, key: Key, shown: Shown) {

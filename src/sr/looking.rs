@@ -141,7 +141,8 @@ impl Repository {
                     next = parent.parent;
                 }
             }
-            let is_asked_for = |finding: &Finding| finding.broken.is_some_and(|b| vdis.contains(&b));
+            let is_asked_for =
+                |finding: &Finding| finding.broken.is_some_and(|b| vdis.contains(&b));
             if catalogue.findings.iter().any(is_asked_for) {
                 // What is wrong may lie in a file that nobody knows to belong to it.
                 break;
