@@ -8,6 +8,8 @@ mod foreign;
 mod glances;
 #[path = "repositories/hostile.rs"]
 mod hostile;
+#[path = "repositories/hosts.rs"]
+mod hosts;
 #[path = "repositories/lot.rs"]
 mod lot;
 
@@ -168,6 +170,8 @@ fn locks_are_kept_for_who_took_them_and_seen_by_other_hosts() {
     lot.fails(lot.clone(1, 2), Code::Ebusy);
     assert!(lot.scan().vdis[0].locked);
     // The same directory, seen by another host.
+    lot.done(Command::SrDetach { sr: lot.sr });
+    lot.done(lot.sr_attach_shared());
     let other = lot.other_host();
     other.fails(other.attach(1, AttachMode::ReadWrite), Code::Ebusy);
     other.fails(other.lock(1, "b", false), Code::Enolck);

@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Request, State};
@@ -225,6 +226,10 @@ fn expect_type(headers: &HeaderMap, ending: &str, right: &str) -> Result<(), Ref
     Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
 }
 
+/// For so long a call waits for others to end. Whoever waits holds a connection, and the last of
+/// those must not be gone while storage hangs.
+const TURN_TIME: Duration = Duration::from_secs(10);
+
 /// Receives a body and answers it where blocking is allowed.
 async fn ask<A: Send + 'static>(
     house: &House,
@@ -235,9 +240,12 @@ async fn ask<A: Send + 'static>(
 ) -> Result<A, Refusal> {
     let (parts, body) = request.into_parts();
     let bytes = receive(&house.limits, &parts.headers, body).await?;
-    let Ok(permit) = Arc::clone(&house.calls).acquire_owned().await else {
-        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the server ends".to_owned()));
+    let refused = |why: &str| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
+    let turn = timeout(TURN_TIME, Arc::clone(&house.calls).acquire_owned()).await;
+    let Ok(turn) = turn else {
+        return Err(refused("as many calls as may run at once do, and none ends; try again later"));
     };
+    let Ok(permit) = turn else { return Err(refused("the server ends")) };
     let control = Arc::clone(&house.control);
     let called = tokio::task::spawn_blocking(move || {
         // Kept until the call ends, also when its peer is gone and nobody waits for it.

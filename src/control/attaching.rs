@@ -39,7 +39,8 @@ pub trait Attacher: Send + Sync {
     /// it is not served.
     ///
     /// # Errors
-    /// [`Kind::Busy`](crate::sr::Kind::Busy) while clients use it; it is served on then.
+    /// [`Kind::Busy`](crate::sr::Kind::Busy) while clients use it; it is served on then. Any other:
+    /// it is served no longer, but not everything that was written is durable.
     fn detach(&self, sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure>;
 
     /// A VDI was to be served, and its images do not make a disk. Whoever shows disks may show why,

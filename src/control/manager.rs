@@ -13,7 +13,7 @@ use super::attaching::{Access, AttachRequest, Attacher};
 use super::command::{About, AttachMode, AttachedSr, Command, Outcome};
 use super::error::Error;
 use super::listing::Listing;
-use super::memory::Memory;
+use super::memory::{Memory, RememberedVdi};
 use super::turns::{Need, Turn, Turns};
 use crate::engine::units::ByteLen;
 use crate::sr::{
@@ -34,23 +34,26 @@ pub struct Settings {
     pub patience: Duration,
 }
 
+/// For so long an SR that goes waits for those who only look at it.
+const ASIDE: Duration = Duration::from_secs(1);
+
 /// Every SR of this host, and the verbs.
 pub struct Control {
-    around: Surroundings,
+    pub(super) around: Surroundings,
     patience: Duration,
-    memory: Memory,
+    pub(super) memory: Memory,
     attacher: Arc<dyn Attacher>,
-    srs: Mutex<BTreeMap<SrUuid, Arc<Attached>>>,
+    pub(super) srs: Mutex<BTreeMap<SrUuid, Arc<Attached>>>,
     /// SRs that a verb is making, removing, attaching or detaching.
     changing: Mutex<BTreeSet<SrUuid>>,
 }
 
 /// An SR that is attached.
-struct Attached {
+pub(super) struct Attached {
     kind: String,
     config: DeviceConfig,
-    driver: Box<dyn Driver>,
-    repository: Repository,
+    pub(super) driver: Box<dyn Driver>,
+    pub(super) repository: Repository,
     turns: Turns,
     vdis: Mutex<BTreeMap<VdiUuid, (bool, Access)>>,
 }
@@ -61,7 +64,7 @@ impl std::fmt::Debug for Control {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -88,49 +91,6 @@ impl Control {
             srs: Mutex::default(),
             changing: Mutex::default(),
         })
-    }
-
-    /// Attaches again what was attached when this host's last process ended. What cannot be is
-    /// told, and tried again next time.
-    ///
-    /// # Errors
-    /// When nobody knows what was attached.
-    pub fn restore(&self) -> Result<Vec<Error>, Error> {
-        let mut failures = Vec::new();
-        for (sr, remembered) in self.memory.recall()? {
-            let place = format!("SR {sr}");
-            let attached = self.sr_attach(sr, &remembered.driver, &remembered.config);
-            if let Err(failure) = attached {
-                failures.push(failure.during(format!("attach {place} again")).into());
-                continue;
-            }
-            for (vdi, read_only) in remembered.vdis {
-                let mode = if read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite };
-                if let Err(failure) = self.vdi_attach(sr, vdi, mode, None) {
-                    // An attach that fails forgets the VDI, and this one is to be tried again.
-                    let _at_worst_not = self.memory.keep_vdi(sr, vdi, read_only);
-                    failures.push(failure.during(format!("attach VDI {vdi} again")).into());
-                }
-            }
-        }
-        Ok(failures)
-    }
-
-    /// Lets go of every SR without forgetting it, so that the next process attaches it again. To
-    /// be called at the end, when nothing is served and no call is under way. Tells what could not
-    /// be let go.
-    pub fn release(&self) -> Vec<Error> {
-        let srs = std::mem::take(&mut *locked(&self.srs));
-        let released = srs.into_iter().map(|(sr, attached)| {
-            let Ok(Attached { driver, repository, .. }) = Arc::try_unwrap(attached) else {
-                let why = "an operation in the SR is running";
-                return Err(Failure::new(Kind::Busy, format!("SR {sr}"), why));
-            };
-            // It holds the substrate open.
-            drop(repository);
-            driver.detach(sr)
-        });
-        released.filter_map(Result::err).map(|failure| failure.during("let go").into()).collect()
     }
 
     /// Carries out a call.
@@ -235,7 +195,12 @@ impl Control {
         driver.delete(sr)
     }
 
-    fn sr_attach(&self, sr: SrUuid, kind: &str, config: &DeviceConfig) -> Result<(), Failure> {
+    pub(super) fn sr_attach(
+        &self,
+        sr: SrUuid,
+        kind: &str,
+        config: &DeviceConfig,
+    ) -> Result<(), Failure> {
         let _change = self.change(sr)?;
         let kind = kind.to_ascii_lowercase();
         if let Ok(attached) = self.attached(sr) {
@@ -271,7 +236,7 @@ impl Control {
 
     fn sr_detach(&self, sr: SrUuid) -> Result<(), Failure> {
         let _change = self.change(sr)?;
-        let Ok(attached) = self.attached(sr) else { return Ok(()) };
+        let Ok(attached) = self.attached(sr) else { return self.forget_sr(sr) };
         let turn = self.turn(&attached, Need::All)?;
         let vdis: Vec<_> = locked(&attached.vdis).keys().map(VdiUuid::to_string).collect();
         if !vdis.is_empty() {
@@ -282,7 +247,7 @@ impl Control {
         // From here on nobody new finds it; whoever found it before waits for this turn in vain.
         locked(&self.srs).remove(&sr);
         drop(turn);
-        let attached = match Arc::try_unwrap(attached) {
+        let attached = match alone(attached, self.patience.max(ASIDE)) {
             Ok(alone) => alone,
             Err(shared) => {
                 locked(&self.srs).insert(sr, shared);
@@ -329,17 +294,22 @@ impl Control {
     fn sr_list(&self) -> Result<Outcome, Failure> {
         let srs: Vec<_> = locked(&self.srs).values().cloned().collect();
         let list = srs.into_iter().map(|attached| {
-            let record = attached.repository.record()?;
-            Ok(AttachedSr {
-                sr: attached.repository.uuid(),
+            let sr = attached.repository.uuid();
+            // It is attached, whatever became of its label.
+            let record = attached.repository.record().unwrap_or_else(|error| {
+                tracing::warn!(%sr, %error, "its label is not known");
+                None
+            });
+            AttachedSr {
+                sr,
                 driver: attached.kind.clone(),
                 config: attached.config.clone(),
                 label: record.map(|record| record.label).unwrap_or_default(),
                 place: attached.repository.place(),
                 vdis: locked(&attached.vdis).keys().copied().collect(),
-            })
+            }
         });
-        list.collect::<Result<_, _>>().map(Outcome::Srs)
+        Ok(Outcome::Srs(list.collect()))
     }
 
     fn vdi_create(&self, sr: SrUuid, new: NewVdi) -> Result<Outcome, Failure> {
@@ -358,7 +328,7 @@ impl Control {
         attached.repository.delete(vdi)
     }
 
-    fn vdi_attach(
+    pub(super) fn vdi_attach(
         &self,
         sr: SrUuid,
         vdi: VdiUuid,
@@ -387,7 +357,8 @@ impl Control {
         let read_only = self.mode_of(found, mode, user)?;
         let chain = attached.repository.chain(&catalogue, vdi)?;
         let request = AttachRequest { sr, vdi, chain, size: found.size, read_only };
-        self.memory.keep_vdi(sr, vdi, read_only)?;
+        let user = user.map(str::to_owned);
+        self.memory.keep_vdi(sr, vdi, &RememberedVdi { read_only, user })?;
         match self.attacher.attach(&request) {
             Ok(access) => {
                 locked(&attached.vdis).insert(vdi, (read_only, access.clone()));
@@ -429,20 +400,29 @@ impl Control {
     }
 
     fn vdi_detach(&self, sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {
-        let attached = self.attached(sr)?;
+        let Ok(attached) = self.attached(sr) else {
+            // It was to be attached again with its SR, and is not any more.
+            self.memory.drop_vdi(sr, vdi)?;
+            return self.attached(sr).map(drop);
+        };
         let _turn = self.turn(&attached, Need::One(vdi))?;
         if !locked(&attached.vdis).contains_key(&vdi) {
             // What it tells of one that could not be attached goes.
             self.attacher.detach(sr, vdi)?;
+            self.memory.drop_vdi(sr, vdi)?;
             return match attached.repository.glance(&[vdi])?.visible(vdi) {
                 // It is there; whatever is wrong with it, it is not attached.
                 Err(failure) if failure.kind != Kind::Corrupt => Err(failure),
                 _ => Ok(()),
             };
         }
-        self.attacher.detach(sr, vdi)?;
+        let detached = self.attacher.detach(sr, vdi);
+        if detached.as_ref().is_err_and(|failure| failure.kind == Kind::Busy) {
+            return detached;
+        }
+        // Also when its last bytes could not be made durable: it is served no longer.
         locked(&attached.vdis).remove(&vdi);
-        self.memory.drop_vdi(sr, vdi)
+        detached.and(self.memory.drop_vdi(sr, vdi))
     }
 
     fn vdi_clone(
@@ -565,6 +545,19 @@ struct Change<'a> {
 impl Drop for Change<'_> {
     fn drop(&mut self) {
         locked(&self.control.changing).remove(&self.sr);
+    }
+}
+
+/// What is nobody else's, once those who only look have let it go.
+fn alone(mut shared: Arc<Attached>, patience: Duration) -> Result<Attached, Arc<Attached>> {
+    let until = Instant::now() + patience;
+    loop {
+        shared = match Arc::try_unwrap(shared) {
+            Ok(alone) => return Ok(alone),
+            Err(shared) if Instant::now() < until => shared,
+            Err(shared) => return Err(shared),
+        };
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

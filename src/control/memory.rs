@@ -17,8 +17,17 @@ const MEMORY_MAX_BYTES: usize = 64 << 10;
 pub(super) struct RememberedSr {
     pub(super) driver: String,
     pub(super) config: DeviceConfig,
-    /// VDIs that were attached, and whether only to be read.
-    pub(super) vdis: BTreeMap<VdiUuid, bool>,
+    /// VDIs that were attached.
+    pub(super) vdis: BTreeMap<VdiUuid, RememberedVdi>,
+}
+
+/// A VDI that was attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RememberedVdi {
+    /// Whether only to be read.
+    pub(super) read_only: bool,
+    /// The user string of its lock, if whoever attached it gave one.
+    pub(super) user: Option<String>,
 }
 
 /// The state directory.
@@ -53,17 +62,31 @@ impl Memory {
         &self,
         sr: SrUuid,
         vdi: VdiUuid,
-        read_only: bool,
+        remembered: &RememberedVdi,
     ) -> Result<(), Failure> {
         let mut fields = Fields::default();
         fields.add("kind", "attached-vdi");
-        fields.add("read-only", read_only);
+        fields.add("read-only", remembered.read_only);
+        fields.add_some("user", remembered.user.as_ref());
         self.keep(&vdi_name(sr, vdi), &fields)
     }
 
-    /// Forgets an SR.
+    /// What is remembered of an SR, if it is.
+    pub(super) fn recall_sr(&self, sr: SrUuid) -> Result<Option<RememberedSr>, Failure> {
+        Ok(self.recall()?.remove(&sr))
+    }
+
+    /// Forgets an SR and its VDIs.
     pub(super) fn drop_sr(&self, sr: SrUuid) -> Result<(), Failure> {
-        self.drop_name(&sr_name(sr))
+        let entries = self.0.list().map_err(|error| self.failed("list it", &error))?;
+        // Its VDIs last: without it they mean nothing, and the next one to forget it forgets them.
+        self.drop_name(&sr_name(sr))?;
+        for entry in entries {
+            if matches!(Remembered::of(&entry.name), Some(Remembered::Vdi(of, _)) if of == sr) {
+                self.drop_name(&entry.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a VDI.
@@ -90,13 +113,14 @@ impl Memory {
                 (Some(Remembered::Sr(sr)), Ok(fields)) => drop(srs.insert(sr, of_fields(&fields))),
                 (Some(Remembered::Vdi(sr, vdi)), Ok(fields)) => {
                     let read_only = fields.parse_some("read-only").ok().flatten().unwrap_or(true);
-                    vdis.push((sr, vdi, read_only));
+                    let user = fields.value("user").map(str::to_owned);
+                    vdis.push((sr, vdi, RememberedVdi { read_only, user }));
                 }
             }
         }
-        for (sr, vdi, read_only) in vdis {
+        for (sr, vdi, remembered_vdi) in vdis {
             if let Some(remembered) = srs.get_mut(&sr) {
-                remembered.vdis.insert(vdi, read_only);
+                remembered.vdis.insert(vdi, remembered_vdi);
             }
         }
         Ok(srs)

@@ -9,6 +9,7 @@ mod error;
 mod listing;
 mod manager;
 mod memory;
+mod restart;
 mod turns;
 
 pub use attaching::{Access, AttachRequest, Attacher, Detached};

@@ -45,8 +45,15 @@ pub fn respond(body: &[u8], driver: Option<&str>, verbs: Verbs<'_>) -> Vec<u8> {
 fn answer(request: &Request, driver: Option<&str>, verbs: Verbs<'_>) -> Result<Answer, Error> {
     match request.name.as_str() {
         "sr_get_driver_info" => Ok(Answer::Value(driver_info(driver.unwrap_or("file")))),
-        "sr_create" | "sr_delete" | "sr_attach" | "sr_detach" | "sr_scan" | "vdi_delete"
-        | "vdi_detach" => verbs(request.command()?).map(|_| Answer::Nil),
+        // Its callers attach an SR to delete it.
+        "sr_delete" => {
+            let deletion = request.command()?;
+            verbs(request.command_as("sr_detach")?)?;
+            verbs(deletion).map(|_| Answer::Nil)
+        }
+        "sr_create" | "sr_attach" | "sr_detach" | "sr_scan" | "vdi_delete" | "vdi_detach" => {
+            verbs(request.command()?).map(|_| Answer::Nil)
+        }
         "sr_content_type" => match verbs(request.command()?)? {
             Outcome::ContentType(content_type) => Ok(Answer::Value(Value::text(content_type))),
             _ => Ok(Answer::Nil),

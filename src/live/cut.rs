@@ -13,10 +13,14 @@ use super::attaching::{format_of, path_of};
 use super::table::{LeafFile, Served, Shown};
 use crate::image::{Lineage, OpenOptions, claim_to_read_only, open_child};
 use crate::mount::ImageAbout;
+use crate::shard::Refused;
 use crate::sr::{Cut, DataFile};
 
 /// How long requests that began before a hold may take to end. Guests' own patience is longer.
 const HOLD_MAX: Duration = Duration::from_secs(2);
+
+/// How long a shard that is too busy is left alone.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// A cut through a VDI that is served.
 pub(super) struct LiveCut<'a> {
@@ -97,8 +101,15 @@ impl Cut for LiveCut<'_> {
             return;
         }
         let disk = &self.served.seat.disk;
-        if let Err(error) = self.live.runtime.block_on(disk.mailbox.release(disk.tag)) {
-            tracing::error!(vdi = %self.key.vdi, %error, "its changes may be held for ever");
+        // A shard that is too busy to be told now is told later: its clients wait for it.
+        while let Err(error) = self.live.runtime.block_on(disk.mailbox.release(disk.tag)) {
+            let refused = error.get_ref().and_then(|error| error.downcast_ref::<Refused>());
+            if !matches!(refused, Some(Refused::Full)) {
+                // The disk or its shard is gone, and what it held with it.
+                tracing::debug!(vdi = %self.key.vdi, %error, "nothing to release");
+                return;
+            }
+            std::thread::sleep(BUSY_PAUSE);
         }
     }
 }

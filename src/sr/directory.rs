@@ -11,7 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags,
+    AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags,
+    ResolveFlags, StatxFlags,
 };
 use rustix::io::Errno;
 
@@ -171,6 +172,22 @@ impl Store for Directory {
         let bytes = |blocks: u64| ByteLen::new(blocks.saturating_mul(figures.f_frsize));
         let used = figures.f_blocks.saturating_sub(figures.f_bfree);
         Ok(Space { size: bytes(figures.f_blocks), used: bytes(used) })
+    }
+
+    fn occupy(&self, shared: bool) -> io::Result<()> {
+        let how = if shared {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        match rustix::fs::flock(&self.dir, how) {
+            Err(Errno::WOULDBLOCK) => {
+                let why = "another daemon, or another SR here, uses the directory";
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, why))
+            }
+            // Not every file system can; those of other hosts are not kept away by it anyway.
+            _ => Ok(()),
+        }
     }
 
     fn claim(&self, name: &str) -> io::Result<Claim> {

@@ -87,6 +87,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { what, place, why, remedy, .. } = self;
+        let (place, why) = (Plain(place), Plain(why));
         if what.is_empty() {
             write!(f, "{place}: {why}; {remedy}")
         } else {
@@ -96,6 +97,19 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// Text that may come from anybody: what would move a terminal or begin a line is escaped.
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+        self.0.chars().try_for_each(|c| match c {
+            c if c.is_control() => write!(f, "{}", c.escape_default()),
+            c => f.write_char(c),
+        })
+    }
+}
 
 fn kind_of(error: &io::Error) -> Kind {
     use rustix::io::Errno;

@@ -39,7 +39,7 @@ pub trait Cut {
     /// When it cannot be opened; the cut is undone then.
     fn switch(&mut self, leaf: &DataFile) -> io::Result<()>;
 
-    /// Writes go on.
+    /// Writes go on. Comes also where nothing was held.
     fn release(&mut self);
 }
 
@@ -118,7 +118,7 @@ impl Repository {
         let plan = self.child_plan(&Base { vdi, uuid: dest })?;
         let (base, format) = (dest, vdi.format);
         let intent = Intent::Fork { source, base, copy: None, format, hide: false };
-        self.carry_out(&intent, || self.fork(&intent, &[(source, plan, None)], &record, cut))
+        self.carry_out_fork(&intent, &[(source, plan, None)], &record, cut)
     }
 
     /// Makes `dest` a writable VDI of the same content: both become children of a hidden base of
@@ -154,7 +154,7 @@ impl Repository {
         };
         let intent =
             Intent::Fork { source, base, copy: Some(dest), format: vdi.format, hide: true };
-        self.carry_out(&intent, || self.fork(&intent, &children, &of_base, cut))
+        self.carry_out_fork(&intent, &children, &of_base, cut)
     }
 
     fn claim_unless_served(&self, vdi: &Vdi, cut: &dyn Cut) -> Result<Option<Claim>, Failure> {
@@ -216,7 +216,25 @@ impl Repository {
             let place = self.store.data_place(&name);
             cut.switch(&DataFile { vdi: *source, format: DataFormat::Vhd, place })
         });
-        cut.release();
+        if done.is_ok() {
+            cut.release();
+        }
+        done
+    }
+
+    /// Carries out a fork. Where it fails, no write begins before it was undone: it would go to a
+    /// file that is being renamed.
+    fn carry_out_fork(
+        &self,
+        intent: &Intent,
+        children: &[(VdiUuid, Plan, Option<&VdiRecord>)],
+        of_base: &VdiRecord,
+        cut: &mut dyn Cut,
+    ) -> Result<(), Failure> {
+        let done = self.carry_out(intent, || self.fork(intent, children, of_base, cut));
+        if done.is_err() {
+            cut.release();
+        }
         done
     }
 

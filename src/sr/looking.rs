@@ -3,7 +3,8 @@
 //! A scan looks at every file. A glance is for verbs on a few VDIs: those and their parents are
 //! looked at as closely, of the others only whether they are still the same files under the same
 //! names. So a program of others' that changes a VDI in place, behind our back and without a
-//! rename, is noticed by the next scan, not by every glance.
+//! rename, is noticed by the next scan, not by every glance. Where other hosts may do that, a glance
+//! looks at everything, and so does whatever takes data away.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
@@ -131,6 +132,9 @@ impl Repository {
                 next = seen.parents.get(parent);
             }
         }
+        if self.shared {
+            return self.scan();
+        }
         for _ in 0..GLANCES_MAX {
             let catalogue = self.look_over(Closely::Only(&closely))?;
             let before = closely.len();
@@ -141,10 +145,9 @@ impl Repository {
                     next = parent.parent;
                 }
             }
-            let is_asked_for =
-                |finding: &Finding| finding.broken.is_some_and(|b| vdis.contains(&b));
-            if catalogue.findings.iter().any(is_asked_for) {
-                // What is wrong may lie in a file that nobody knows to belong to it.
+            if catalogue.findings.iter().any(|finding| finding.broken.is_some()) {
+                // It may have been mended, or be broken only as far as is known: then it could be
+                // the child of what is asked for.
                 break;
             }
             if closely.len() == before {

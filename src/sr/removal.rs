@@ -18,7 +18,7 @@ impl Repository {
     /// When it is locked, or the store fails.
     pub fn delete(&self, vdi: VdiUuid) -> Result<(), Failure> {
         self.ready()?;
-        let catalogue = self.glance(&[vdi])?;
+        let catalogue = self.scan()?;
         let found = match catalogue.visible(vdi) {
             Ok(found) => found,
             Err(failure) if failure.kind == Kind::NoVdi => return Ok(()),

@@ -86,6 +86,10 @@ impl Repository {
         }
         let (host, known, stale) = (host.to_owned(), Mutex::default(), Mutex::default());
         let recorded = AtomicBool::new(record.is_some());
+        if let Err(error) = store.occupy(shared) {
+            return Err(Failure::io(store.place(), "use it as an SR", &error)
+                .advise("detach it there, or attach it everywhere with shared=true"));
+        }
         let repository = Self { sr, host, store, shared, known, stale, recorded };
         repository.recover()?;
         Ok(repository)

@@ -161,6 +161,16 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// What the system says.
     fn space(&self) -> io::Result<Space>;
 
+    /// Keeps others from using the place as an SR at the same time, until the store is dropped:
+    /// everybody, or those who do not share it with other hosts.
+    ///
+    /// # Errors
+    /// `ResourceBusy` when somebody does.
+    fn occupy(&self, shared: bool) -> io::Result<()> {
+        let _nobody_else = shared;
+        Ok(())
+    }
+
     /// Claims a data file for writing, so that no other program serves it meanwhile.
     ///
     /// # Errors

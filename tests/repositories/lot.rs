@@ -164,6 +164,13 @@ impl Lot {
         (kind.to_owned(), DeviceConfig(config))
     }
 
+    /// As on a host that knows of others.
+    pub(crate) fn sr_attach_shared(&self) -> Command {
+        let (driver, DeviceConfig(mut config)) = self.config();
+        config.insert("shared".to_owned(), "true".to_owned());
+        Command::SrAttach { sr: self.sr, driver, config: DeviceConfig(config) }
+    }
+
     pub(crate) fn sr_create(&self) -> Command {
         let (driver, config) = self.config();
         let about = About { label: "lot".to_owned(), ..About::default() };
