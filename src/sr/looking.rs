@@ -3,7 +3,7 @@
 //! A scan looks at every file. A glance is for verbs on a few VDIs: those and their parents are
 //! looked at as closely, of the others only whether they are still the same files under the same
 //! names. So a program of others' that changes a VDI in place, behind our back and without a
-//! rename, is noticed by the next scan, not by every glance. Where other hosts may do that, a glance
+//! rename, is noticed by the next scan, not by every glance. Where other hosts may do that a glance
 //! looks at everything, and so does whatever takes data away.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
