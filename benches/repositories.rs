@@ -24,7 +24,8 @@ struct Nobody;
 
 impl Attacher for Nobody {
     fn attach(&self, request: &AttachRequest) -> Result<Access, Failure> {
-        Ok(Access { path: request.vdi.to_string(), nbd_uri: String::new() })
+        let (path, nbd_uri) = (request.vdi.to_string(), String::new());
+        Ok(Access { path, nbd_uri, read_only: request.read_only })
     }
 
     fn detach(&self, _sr: SrUuid, _vdi: VdiUuid) -> Result<(), Failure> {

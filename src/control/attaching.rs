@@ -10,6 +10,8 @@ pub struct Access {
     pub path: String,
     /// Where it is served over NBD.
     pub nbd_uri: String,
+    /// Whether it may only be read there.
+    pub read_only: bool,
 }
 
 /// A VDI to be served.

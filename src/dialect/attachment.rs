@@ -97,6 +97,7 @@ mod tests {
         let access = |socket: &str| Access {
             path: String::new(),
             nbd_uri: format!("nbd+unix:///{vdi}?socket={socket}"),
+            read_only: false,
         };
         let Ok(Value::Map(told)) = describe(&access("/run/nbd"), vdi, "file") else {
             unreachable!("it can be told")

@@ -112,7 +112,11 @@ pub(super) fn result(outcome: &Outcome) -> Value {
         Outcome::ContentType(content_type) => json!({"content_type": content_type}),
         Outcome::Scanned(listing) => of_listing(listing),
         Outcome::Vdi(vdi) => json!({"vdi": vdi.to_string()}),
-        Outcome::Attached(access) => json!({"path": access.path, "nbd_uri": access.nbd_uri}),
+        Outcome::Attached(access) => json!({
+            "path": access.path,
+            "nbd_uri": access.nbd_uri,
+            "read_only": access.read_only,
+        }),
         Outcome::Collected(collected) => of_collected(collected),
         Outcome::Srs(srs) => json!({"srs": srs.iter().map(of_sr).collect::<Vec<_>>()}),
     }

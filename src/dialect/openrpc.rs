@@ -68,7 +68,10 @@ fn result_schema(shape: Shape) -> Value {
         Shape::Nothing => json!({"type": "null"}),
         Shape::ContentType => object(&[("content_type", text())]),
         Shape::Vdi => object(&[("vdi", uuid())]),
-        Shape::Access => object(&[("path", text()), ("nbd_uri", text())]),
+        Shape::Access => {
+            let read_only = schema_of(Type::Flag);
+            object(&[("path", text()), ("nbd_uri", text()), ("read_only", read_only)])
+        }
         Shape::Listing => listing_schema(),
         Shape::Collected => object(&[
             ("removed", list(&uuid())),

@@ -88,7 +88,7 @@ impl Live {
             Some(tree) => self.show_files(tree, key, id, seat, &about)?,
             None => String::new(),
         };
-        let access = Access { path, nbd_uri };
+        let access = Access { path, nbd_uri, read_only: seat.read_only };
         Ok(Served { id, seat: Arc::clone(seat), access, leaf, about })
     }
 

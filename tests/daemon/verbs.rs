@@ -122,6 +122,11 @@ fn a_vdi_is_made_used_and_deleted() {
     }
     house.fails(4, &["sr", "detach", "sr"]);
     house.done(&["vdi", "detach", "boot"]);
+    house.done(&["vdi", "attach", "boot", "--read-only"]);
+    let qemu = house.done(&["vdi", "show", "boot", "--qemu"]);
+    assert!(qemu.contains("read-only=on"), "{qemu}");
+    qemu_understands(&qemu, 131_072);
+    house.done(&["vdi", "detach", "boot"]);
     house.done(&["vdi", "detach", "boot"]);
     // Locks.
     house.done(&["vdi", "lock", "boot", "--user", "me", "--lease", "600"]);

@@ -32,7 +32,7 @@ impl Attacher for Ledger {
         assert_eq!(old, None, "attached twice");
         let path = format!("/run/orlop/vdi/{}/disk", request.vdi);
         let nbd_uri = format!("nbd+unix:///{}?socket=/run/orlop/nbd.sock", request.vdi);
-        Ok(Access { path, nbd_uri })
+        Ok(Access { path, nbd_uri, read_only: request.read_only })
     }
 
     fn detach(&self, _sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {

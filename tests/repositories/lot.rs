@@ -38,7 +38,7 @@ impl Attacher for Ledger {
         let old = self.0.lock().unwrap().insert(request.vdi, request.read_only);
         assert_eq!(old, None, "attached twice");
         let (path, nbd_uri) = (format!("/fuse/{}", request.vdi), format!("nbd:{}", request.vdi));
-        Ok(Access { path, nbd_uri })
+        Ok(Access { path, nbd_uri, read_only: request.read_only })
     }
 
     fn detach(&self, _sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {

@@ -105,7 +105,7 @@ fn reached(ask: &AskOptions, found: &Found) -> Result<Reached, Failure> {
         path,
         nbd_uri,
         socket: socket.unwrap_or_default(),
-        read_only: found.vdi.read_only,
+        read_only: answer["read_only"].as_bool().unwrap_or(true),
     })
 }
 

@@ -47,10 +47,13 @@ fn said(choice: u8, command: &Command) -> Result<Outcome, Error> {
         0 => Ok(Outcome::Done),
         1 => Ok(Outcome::Vdi(vdi)),
         2 => Ok(Outcome::ContentType("vhd")),
-        3 => Ok(Outcome::Attached(Access { path: TEXT.to_owned(), nbd_uri: TEXT.to_owned() })),
+        3 => {
+            let (path, nbd_uri) = (TEXT.to_owned(), TEXT.to_owned());
+            Ok(Outcome::Attached(Access { path, nbd_uri, read_only: false }))
+        }
         4 => {
             let nbd_uri = format!("nbd+unix:///{vdi}?socket=/run/%3C{}", choice);
-            Ok(Outcome::Attached(Access { path: String::new(), nbd_uri }))
+            Ok(Outcome::Attached(Access { path: String::new(), nbd_uri, read_only: true }))
         }
         5 => {
             let left = vec![(vdi, TEXT.to_owned())];
