@@ -47,9 +47,16 @@ fn answer(request: &Request, driver: Option<&str>, verbs: Verbs<'_>) -> Result<A
         "sr_get_driver_info" => Ok(Answer::Value(driver_info(driver.unwrap_or("file")))),
         // Its callers attach an SR to delete it.
         "sr_delete" => {
-            let deletion = request.command()?;
+            let (deletion, again) = (request.command()?, request.command_as("sr_attach")?);
+            let sr = request.sr().map_err(|failure| failure.during("sr_delete"))?;
+            let was_attached = verbs(Command::SrContentType { sr }).is_ok();
             verbs(request.command_as("sr_detach")?)?;
-            verbs(deletion).map(|_| Answer::Nil)
+            let deleted = verbs(deletion);
+            if was_attached && deleted.is_err() {
+                // It is as it was; why it was not deleted is what its caller wants to hear.
+                let _attached_at_best = verbs(again);
+            }
+            deleted.map(|_| Answer::Nil)
         }
         "sr_create" | "sr_attach" | "sr_detach" | "sr_scan" | "vdi_delete" | "vdi_detach" => {
             verbs(request.command()?).map(|_| Answer::Nil)

@@ -63,6 +63,10 @@ impl Attacher for Timed {
         self.live.broken(sr, file, failure);
     }
 
+    fn left(&self, sr: SrUuid) {
+        self.live.left(sr);
+    }
+
     fn cut(&self, sr: SrUuid, vdi: VdiUuid) -> Option<Box<dyn Cut + '_>> {
         self.live.cut(sr, vdi)
     }
