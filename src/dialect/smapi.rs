@@ -42,22 +42,25 @@ pub fn respond(body: &[u8], driver: Option<&str>, verbs: Verbs<'_>) -> Vec<u8> {
     xmlrpc::write_response(&response)
 }
 
+/// Deletes an SR, also an attached one.
+fn delete(request: &Request, verbs: Verbs<'_>) -> Result<Answer, Error> {
+    let (deletion, again) = (request.command()?, request.command_as("sr_attach")?);
+    let sr = request.sr().map_err(|failure| failure.during("sr_delete"))?;
+    let was_attached = verbs(Command::SrContentType { sr }).is_ok();
+    verbs(request.command_as("sr_detach")?)?;
+    let deleted = verbs(deletion);
+    if was_attached && deleted.is_err() {
+        // It is as it was; why it was not deleted is what its caller wants to hear.
+        let _attached_at_best = verbs(again);
+    }
+    deleted.map(|_| Answer::Nil)
+}
+
 fn answer(request: &Request, driver: Option<&str>, verbs: Verbs<'_>) -> Result<Answer, Error> {
     match request.name.as_str() {
         "sr_get_driver_info" => Ok(Answer::Value(driver_info(driver.unwrap_or("file")))),
         // Its callers attach an SR to delete it.
-        "sr_delete" => {
-            let (deletion, again) = (request.command()?, request.command_as("sr_attach")?);
-            let sr = request.sr().map_err(|failure| failure.during("sr_delete"))?;
-            let was_attached = verbs(Command::SrContentType { sr }).is_ok();
-            verbs(request.command_as("sr_detach")?)?;
-            let deleted = verbs(deletion);
-            if was_attached && deleted.is_err() {
-                // It is as it was; why it was not deleted is what its caller wants to hear.
-                let _attached_at_best = verbs(again);
-            }
-            deleted.map(|_| Answer::Nil)
-        }
+        "sr_delete" => delete(request, verbs),
         "sr_create" | "sr_attach" | "sr_detach" | "sr_scan" | "vdi_delete" | "vdi_detach" => {
             verbs(request.command()?).map(|_| Answer::Nil)
         }
