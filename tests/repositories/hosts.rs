@@ -8,7 +8,7 @@ use orlop::sr::{
     DataFormat, Directory, Idle, Kind, NewVdi, Repository, SrUuid, Store, VdiRecord, VdiUuid,
 };
 
-use super::lot::{Lot, size_of, vdi};
+use super::lot::{LOSES_ITS_LAST_BYTES, Lot, size_of, vdi};
 
 fn repository(dir: &Path, sr: SrUuid, host: &str, shared: bool) -> Repository {
     let store: Arc<dyn Store> = Arc::new(Directory::open(dir).unwrap());
@@ -83,4 +83,20 @@ fn what_was_detached_is_not_attached_again_although_it_could_not_be_attached() {
     let lot = lot.restarted();
     assert_eq!(lot.control.restore().unwrap(), []);
     assert_eq!(lot.attached_read_only(2), None);
+}
+
+#[test]
+fn what_ends_badly_has_ended_all_the_same() {
+    let (lot, number) = (Lot::new(), LOSES_ITS_LAST_BYTES);
+    lot.attach_new();
+    lot.create(number, 8);
+    lot.call(lot.attach(number, AttachMode::ReadWrite));
+    lot.fails(lot.detach(number), Code::Eio);
+    lot.done(lot.detach(number));
+    lot.call(lot.attach(number, AttachMode::ReadWrite));
+    assert_eq!(lot.attached_read_only(number), Some(false), "it is served anew, not only said to");
+    lot.fails(lot.detach(number), Code::Eio);
+    let lot = lot.restarted();
+    assert_eq!(lot.control.restore().unwrap(), []);
+    assert_eq!(lot.attached_read_only(number), None);
 }

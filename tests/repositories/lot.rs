@@ -14,7 +14,7 @@ use orlop::control::{
 };
 use orlop::engine::units::{ByteLen, DiskOffset};
 use orlop::sr::{
-    Cut, DataFormat, DeviceConfig, Directory, Failure, OfflineDisk, SrUuid, Store, VdiUuid,
+    Cut, DataFormat, DeviceConfig, Directory, Failure, Kind, OfflineDisk, SrUuid, Store, VdiUuid,
 };
 use vhd::{CreateOptions, Footer, NewLayout, NewParent, Piece, Plan};
 
@@ -32,6 +32,9 @@ pub(crate) fn size_of(sectors: u64) -> ByteLen {
 #[derive(Default)]
 struct Ledger(Mutex<BTreeMap<VdiUuid, bool>>);
 
+/// The VDI whose last bytes cannot be made durable when it is detached.
+pub(crate) const LOSES_ITS_LAST_BYTES: u8 = 66;
+
 impl Attacher for Ledger {
     fn attach(&self, request: &AttachRequest) -> Result<Access, Failure> {
         assert!(!request.chain.is_empty());
@@ -41,8 +44,11 @@ impl Attacher for Ledger {
         Ok(Access { path, nbd_uri, read_only: request.read_only })
     }
 
-    fn detach(&self, _sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {
-        self.0.lock().unwrap().remove(&vdi);
+    fn detach(&self, _sr: SrUuid, gone: VdiUuid) -> Result<(), Failure> {
+        let was_served = self.0.lock().unwrap().remove(&gone).is_some();
+        if was_served && gone == vdi(LOSES_ITS_LAST_BYTES) {
+            return Err(Failure::new(Kind::Io, format!("VDI {gone}"), "it is detached, but"));
+        }
         Ok(())
     }
 
