@@ -27,10 +27,13 @@ mod ring {
     use std::fs::{self, File};
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command, Stdio};
-    use std::sync::atomic::{AtomicU16, Ordering};
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, OnceLock};
 
-    use orlop::transport::fuse_ring::Rings;
+    use orlop::host::Aio;
+    use orlop::host::memory::ArenaSize;
+    use orlop::shard::{Mailbox, spawn_with_inlets};
+    use orlop::transport::files::{Files, Rings};
     use orlop_fuse::RingHost;
 
     const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
@@ -39,11 +42,22 @@ mod ring {
     /// waits for other processes of these tests, each of which holds a share of the lock.
     static RESTORER: OnceLock<Option<(File, Option<Child>)>> = OnceLock::new();
 
-    /// One ring and several in turn: with several, threads meet that have one connection.
+    /// The ring of one of a few shards, each of which serves several mounts. None of the disks is
+    /// theirs.
     pub(crate) fn chosen() -> Option<Arc<dyn RingHost>> {
-        static MOUNTS: AtomicU16 = AtomicU16::new(0);
-        let rings = MOUNTS.fetch_add(1, Ordering::Relaxed) % 3 + 1;
-        is_on().then(|| Arc::new(Rings { rings, ..Rings::default() }) as Arc<dyn RingHost>)
+        is_on().then(|| Arc::new(rings(None)) as Arc<dyn RingHost>)
+    }
+
+    pub(crate) fn rings(request_bytes: Option<u32>) -> Rings {
+        static MOUNTS: AtomicUsize = AtomicUsize::new(0);
+        static SHARDS: OnceLock<[Mailbox; 3]> = OnceLock::new();
+        let shards = SHARDS.get_or_init(|| [(); 3].map(|()| shard()));
+        let mailbox = shards[MOUNTS.fetch_add(1, Ordering::Relaxed) % 3].clone();
+        Rings { mailbox, files: Files::new(), request_bytes }
+    }
+
+    pub(crate) fn shard() -> Mailbox {
+        spawn_with_inlets(Aio::Uring, ArenaSize::default()).unwrap().0
     }
 
     /// Whether the kernel can; says so aloud where it cannot.

@@ -48,8 +48,12 @@ pub fn run(
     guard::flush_nothing_for_memory();
     let failed = |what| move |error| MountFailure::System { what, error };
     let arena = ArenaSize { large_bytes: wish.memory_mib << 20, ..ArenaSize::default() };
-    let (mailbox, choice, thread) =
-        shard::spawn(wish.aio, arena).map_err(failed("no I/O host (try --aio threads)"))?;
+    let spawned = if way::wants_rings(wish) {
+        shard::spawn_with_inlets(wish.aio, arena)
+    } else {
+        shard::spawn(wish.aio, arena)
+    };
+    let (mailbox, choice, thread) = spawned.map_err(failed("no I/O host (try --aio threads)"))?;
     tracing::debug!("I/O by {choice}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed("no runtime"))?;
@@ -113,7 +117,7 @@ async fn serve(
     show(&files, &seat, &about, passed, &mapped)?;
     let plan = plan(wish, &seat, windows, &files, mapped);
     let channel = Channel::new(seat.disk.mailbox.clone(), Arc::clone(&files));
-    let (ring, channel) = (way::rings_for(wish), Some(channel as _));
+    let (ring, channel) = (way::rings_for(wish, &seat.disk.mailbox, &files), Some(channel as _));
     let options = Options { passthrough: passes, ring, channel, ..plan.options };
     let plan = Plan { options, ..plan };
     let standing = tokio::task::spawn_blocking(move || stand(plan)).await;

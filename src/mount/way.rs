@@ -10,14 +10,25 @@ use super::about::Way;
 use super::failure::MountFailure;
 use super::opening::Opened;
 use super::{Transport, Wish};
-use crate::transport::fuse_ring::Rings;
+use crate::shard::Mailbox;
+use crate::transport::files::{Files, Rings};
 
 /// Rings, where they are asked for.
-pub(super) fn rings_for(wish: &Wish) -> Option<Arc<dyn RingHost>> {
+pub(super) fn rings_for(
+    wish: &Wish,
+    mailbox: &Mailbox,
+    files: &Arc<Files>,
+) -> Option<Arc<dyn RingHost>> {
+    let (mailbox, files) = (mailbox.clone(), Arc::clone(files));
+    wants_rings(wish).then(|| Arc::new(Rings { mailbox, files, request_bytes: None }) as _)
+}
+
+/// Whether the shard is to be one with inlets.
+pub(super) const fn wants_rings(wish: &Wish) -> bool {
     match wish.transport {
-        Transport::Uring => Some(Arc::new(Rings::default())),
+        Transport::Uring => true,
         // Rings take less CPU time for small requests of many, but are behind elsewhere.
-        Transport::Auto | Transport::Classic => None,
+        Transport::Auto | Transport::Classic => false,
     }
 }
 
