@@ -434,9 +434,12 @@ impl Uring {
         !self.backlog.is_empty() || !self.command_backlog.is_empty()
     }
 
-    fn push_command(&mut self, command: [u8; SUBMISSION_BYTES]) {
-        self.command_backlog.push_back(command);
-        self.fill_queue();
+    fn push_command(&mut self, command: &[u8; SUBMISSION_BYTES]) {
+        // SAFETY: as in `fill_queue`.
+        if self.has_backlog() || !unsafe { self.ring.push_command(command) } {
+            self.command_backlog.push_back(*command);
+            self.fill_queue();
+        }
     }
 
     fn arm_wake(&mut self) {

@@ -102,7 +102,7 @@ impl Uring {
         for (entry, (queue, iovecs)) in (0_u32..).zip(registrations) {
             let index = self.operations.insert(Operation::Command { inlet, entry });
             self.polling += 1;
-            self.push_command(command::register(slot.0, queue, iovecs, u64::from(index)));
+            self.push_command(&command::register(slot.0, queue, iovecs, u64::from(index)));
         }
         // A refusal is seen at once: the kernel decides as it takes each.
         self.submit_all()?;
@@ -150,7 +150,7 @@ impl Uring {
         let (slot, queue) = (state.slot.0, entry.queue);
         let name = self.operations.insert(Operation::Command { inlet: inlet.0, entry: index });
         self.polling += 1;
-        self.push_command(command::commit(slot, queue, request.commit_id, u64::from(name)));
+        self.push_command(&command::commit(slot, queue, request.commit_id, u64::from(name)));
     }
 
     pub(in crate::host) fn inlet_state(&self, inlet: InletId) -> InletState {

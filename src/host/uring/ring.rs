@@ -72,10 +72,15 @@ impl Ring {
     /// # Safety
     /// What the entry points at must stay the kernel's until its completion.
     pub(super) unsafe fn push(&mut self, entry: &Entry) -> bool {
-        // SAFETY: the caller's promise.
         let pushed = match self {
-            Self::Plain(ring) => unsafe { ring.submission().push(entry) },
-            Self::Wide(ring) => unsafe { ring.submission().push(&Entry128::from(entry.clone())) },
+            Self::Plain(ring) => {
+                // SAFETY: the caller's promise.
+                unsafe { ring.submission().push(entry) }
+            }
+            Self::Wide(ring) => {
+                // SAFETY: the same; the other half of the entry is zeroes, which name nothing.
+                unsafe { ring.submission().push(&Entry128::from(entry.clone())) }
+            }
         };
         pushed.is_ok()
     }
