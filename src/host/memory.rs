@@ -27,7 +27,7 @@ pub const LARGE: RegionId = RegionId(1);
 /// Mapped when first wanted, touched when used.
 pub const ENTRIES: RegionId = RegionId(2);
 /// Its bytes.
-pub const ENTRIES_BYTES: u32 = 256 << 20;
+pub const ENTRIES_BYTES: u32 = 512 << 20;
 
 /// Sizes of an arena.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use orlop_fuse::channel::Order;
-use orlop_fuse::ring::{self, Connection, Frame, Slot};
+use orlop_fuse::ring::{self, Connection, Frame, REQUEST_BYTES_MAX, REQUEST_BYTES_MIN, Slot};
 use orlop_fuse::{Bytes, Errno, ReadReply, Reply};
 
 use super::channel::{DeviceReader, Wanted};
@@ -22,12 +22,15 @@ use crate::shard::{Context, Mailbox, NewReader, Nudge, Progress, Reader, Reading
 /// Requests, and bytes of them, that are looked at before others have their turn.
 const TURN: usize = 32;
 const TURN_BYTES: u64 = 2 << 20;
-/// Entries of a queue at least: few hold up requests that do not wait for the same disk.
+/// Entries of a queue: whoever asks on its processor waits while all of them are being answered.
 const DEPTH_MIN: u32 = 4;
-/// And at most: many cost memory as soon as that many are under way.
+const DEPTH_GOOD: u32 = 16;
 const DEPTH_MAX: u32 = 32;
-/// Entries of one mount, as far as the least of each queue allows.
+/// Entries of one mount, as far as that leaves each queue a good number.
 const ENTRIES: u32 = 64;
+/// Memory of one mount's entries at most: half of what there is, so that a mount can come before
+/// the last one is gone.
+const MOUNT_BYTES: u32 = ENTRIES_BYTES / 2;
 /// Distance of blocks from each other.
 const BLOCK_STRIDE: u32 = 512;
 const _: () = assert!(ENTRY_BLOCK_BYTES <= BLOCK_STRIDE);
@@ -49,19 +52,43 @@ impl std::fmt::Debug for Rings {
     }
 }
 
-/// Entries of each queue.
-fn depth(queues: u32) -> u32 {
-    (ENTRIES / queues.max(1)).clamp(DEPTH_MIN, DEPTH_MAX)
+/// How a mount's entries are laid out on a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    /// Entries of each queue.
+    depth: u32,
+    /// Bytes of each.
+    request_bytes: u32,
+}
+
+impl Shape {
+    /// As deep and as large as there is room for, depth first. `None`: too many queues.
+    fn of(queues: u16) -> Option<Self> {
+        let queues = u32::from(queues.max(1));
+        let room = MOUNT_BYTES / REQUEST_BYTES_MIN / queues;
+        let wanted = (ENTRIES / queues).clamp(DEPTH_GOOD, DEPTH_MAX);
+        let depth = wanted.min(room);
+        let request_bytes = 1 << (MOUNT_BYTES / (queues * depth).max(1)).ilog2();
+        let request_bytes = request_bytes.min(REQUEST_BYTES_MAX);
+        (depth >= DEPTH_MIN).then_some(Self { depth, request_bytes })
+    }
+}
+
+impl Rings {
+    /// Whether this machine leaves rings as much room as the classic channel has.
+    #[must_use]
+    pub fn are_roomy() -> bool {
+        let shape = queues().ok().and_then(Shape::of);
+        shape.is_some_and(|shape| {
+            shape.depth >= DEPTH_GOOD && shape.request_bytes == REQUEST_BYTES_MAX
+        })
+    }
 }
 
 impl orlop_fuse::RingHost for Rings {
     fn request_bytes(&self) -> u32 {
-        let room = || {
-            let entries = queues().map_or(u32::MAX, |n| u32::from(n) * depth(u32::from(n)));
-            // Half of what there is, so that a mount can come before the last one is gone.
-            (ENTRIES_BYTES / 2 / entries).max(1).ilog2()
-        };
-        self.request_bytes.unwrap_or_else(|| 1 << room())
+        let shape = queues().ok().and_then(Shape::of);
+        self.request_bytes.or(shape.map(|shape| shape.request_bytes)).unwrap_or(REQUEST_BYTES_MIN)
     }
 
     fn start(&self, connection: Connection) -> io::Result<()> {
@@ -176,7 +203,8 @@ impl Reader for RingReader {
     fn start(&mut self, cx: &mut Reading<'_>) -> io::Result<()> {
         self.device.start(cx)?;
         let queues = queues()?;
-        let count = u32::from(queues) * depth(u32::from(queues));
+        let many = || io::Error::other(format!("{queues} processors are too many for one ring"));
+        let count = u32::from(queues) * Shape::of(queues).ok_or_else(many)?.depth;
         let little = || io::Error::other("there is too little memory for entries of a ring");
         let blocks = cx.arena().take_entry(count * BLOCK_STRIDE).ok_or_else(little)?;
         let blocks = self.blocks.insert(blocks);
@@ -380,5 +408,26 @@ impl RingReader {
         }
         cx.arena().copy_in(entry.room(), &bytes);
         cx.answer(entry, errno, bytes.len() as u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MOUNT_BYTES, Shape};
+
+    #[test]
+    fn every_queue_has_entries_and_all_of_them_have_room() {
+        for queues in 1..=256 {
+            let shape = Shape::of(queues).expect("these are not too many");
+            assert!(shape.depth * u32::from(queues) * shape.request_bytes <= MOUNT_BYTES);
+            assert!((4..=32).contains(&shape.depth), "{queues}: {shape:?}");
+            assert!(((256 << 10)..=(1 << 20)).contains(&shape.request_bytes), "{shape:?}");
+        }
+        let of = |depth, request_bytes| Some(Shape { depth, request_bytes });
+        assert_eq!(Shape::of(2), of(32, 1 << 20));
+        assert_eq!(Shape::of(16), of(16, 1 << 20));
+        assert_eq!(Shape::of(64), of(16, 256 << 10));
+        assert_eq!(Shape::of(256), of(4, 256 << 10));
+        assert_eq!(Shape::of(257), None);
     }
 }
