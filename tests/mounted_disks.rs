@@ -24,6 +24,8 @@ use sessions::{Kind, image};
 const MIB: u64 = 1 << 20;
 /// Where the partition begins in the tables made here.
 const START: u64 = MIB;
+/// Requests through the FUSE device, whatever else is offered.
+const CLASSIC: &[&str] = &["--transport", "classic"];
 /// Requests through the shard's ring.
 const RINGS: &[&str] = &["--transport", "uring"];
 
@@ -97,17 +99,17 @@ fn fio_finds_nothing(kind: Kind, options: &[&str]) {
 
 #[test]
 fn fio_finds_nothing_on_a_raw_image() {
-    fio_finds_nothing(Kind::Raw, &[]);
+    fio_finds_nothing(Kind::Raw, CLASSIC);
 }
 
 #[test]
 fn fio_finds_nothing_on_a_dynamic_image() {
-    fio_finds_nothing(Kind::Dynamic, &[]);
+    fio_finds_nothing(Kind::Dynamic, CLASSIC);
 }
 
 #[test]
 fn fio_finds_nothing_on_a_chain_of_four() {
-    fio_finds_nothing(Kind::Chain, &[]);
+    fio_finds_nothing(Kind::Chain, CLASSIC);
 }
 
 #[test]
@@ -125,13 +127,13 @@ fn file_system_lives(kind: Kind, mkfs: &[&str], fsck: &[&str], mount: &[&str]) {
     }
     let folder = TempDir::new().unwrap();
     let path = image(&folder, kind, 512 * MIB);
-    let mounted = Mounted::new(&path, &[]);
+    let mounted = Mounted::new(&path, CLASSIC);
     let table = folder.path().join("table");
     std::fs::write(&table, "label: gpt\nstart=1MiB, type=L\n").unwrap();
     let shell = format!("sfdisk --quiet --no-reread {} < {}", text(&mounted.disk()), text(&table));
     run("sh", &["-c", &shell]);
     mounted.close();
-    let mounted = Mounted::new(&path, &[]);
+    let mounted = Mounted::new(&path, CLASSIC);
     let len = mounted.path("p1").metadata().unwrap().len();
     let device = Loop::new(&mounted.disk(), START, len);
     run(mkfs[0], &[&mkfs[1..], &[&device.0]].concat());
@@ -269,17 +271,17 @@ fn fsx(kind: Kind, options: &[&str]) {
 
 #[test]
 fn random_operations_and_kills_leave_no_difference_on_a_raw_image() {
-    fsx(Kind::Raw, &[]);
+    fsx(Kind::Raw, CLASSIC);
 }
 
 #[test]
 fn random_operations_and_kills_leave_no_difference_on_a_dynamic_image() {
-    fsx(Kind::Dynamic, &[]);
+    fsx(Kind::Dynamic, CLASSIC);
 }
 
 #[test]
 fn random_operations_and_kills_leave_no_difference_on_a_chain() {
-    fsx(Kind::Chain, &[]);
+    fsx(Kind::Chain, CLASSIC);
 }
 
 /// Check 3. `ORLOP_TURNS` and `ORLOP_ROUNDS` for more of it.
@@ -302,17 +304,17 @@ fn coherent(kind: Kind, options: &[&str]) {
 
 #[test]
 fn a_dynamic_image_is_the_same_through_nbd_files_and_mappings() {
-    coherent(Kind::Dynamic, &[]);
+    coherent(Kind::Dynamic, CLASSIC);
 }
 
 #[test]
 fn a_chain_is_the_same_through_nbd_files_and_mappings() {
-    coherent(Kind::Chain, &[]);
+    coherent(Kind::Chain, CLASSIC);
 }
 
 #[test]
 fn a_raw_image_is_the_same_through_nbd_files_and_mappings() {
-    coherent(Kind::Raw, &[]);
+    coherent(Kind::Raw, CLASSIC);
 }
 
 #[test]

@@ -30,6 +30,10 @@ const THREADS_MAX: usize = 16;
 /// How long the first request over a ring may take. It asks nothing of any disk.
 const FIRST_ANSWER_MAX: Duration = Duration::from_secs(10);
 
+/// Why there is no ring, in most cases.
+const NOT_OFFERED: &str = "the kernel does not offer FUSE over io_uring (6.14 and later do, with \
+    the fuse module's parameter enable_uring=Y)";
+
 /// What carries the requests of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -151,25 +155,16 @@ fn attempt(
             ring.start(connection(request_bytes)?).map_err(Failure::Ring)?;
             Transport::Ring
         } else {
-            let why = "the kernel does not offer FUSE over io_uring (6.14 and later do, with the \
-                fuse module's parameter enable_uring=Y)";
-            Transport::Fallback(why.to_owned())
+            Transport::Fallback(NOT_OFFERED.to_owned())
         };
     }
     let notifier = fuser.notifier();
-    let session = match ways.channel {
-        // It has greeted the kernel, and that was all.
-        _ if transport == Transport::Ring => {
-            drop(fuser);
-            None
-        }
-        Some(channel) => {
-            channel.start(connection(REQUEST_BYTES_MAX)?).map_err(Failure::Channel)?;
-            drop(fuser);
-            None
-        }
-        None => Some(fuser.spawn().map_err(session)?),
-    };
+    if let Some(channel) = ways.channel.filter(|_| transport != Transport::Ring) {
+        channel.start(connection(REQUEST_BYTES_MAX)?).map_err(Failure::Channel)?;
+    }
+    // Where somebody else reads, `fuser` has greeted the kernel, and that was all.
+    let by_others = transport == Transport::Ring || ways.channel.is_some();
+    let session = if by_others { None } else { Some(fuser.spawn().map_err(session)?) };
     if transport == Transport::Ring {
         first_answer(at, &found.device).map_err(Failure::Ring)?;
     }

@@ -1,6 +1,7 @@
 //! Readers: what brings requests from a descriptor that is no socket (the device of a mount), or
-//! through an inlet of the host, to the clients of a shard, on the shard's own thread. A reader belongs to the shard and to no disk:
-//! disks come and go while it reads, and some may be another shard's.
+//! through an inlet of the host, to the clients of a shard, on the shard's own thread. A reader
+//! belongs to the shard and to no disk: disks come and go while it reads, and some may be another
+//! shard's.
 //!
 //! Refuses to know what is read. A reader hands a parcel to a client, and the two agree on it.
 

@@ -226,7 +226,8 @@ class Run:
             while True:
                 self.operate(self.SAFE, 50)
         except OSError as error:
-            assert error.errno in (errno.ENOTCONN, errno.EIO, errno.ECONNABORTED), error
+            gone = (errno.ENOTCONN, errno.EIO, errno.ECONNABORTED, errno.ECANCELED)
+            assert error.errno in gone, error
         killer.join()
         try:
             os.close(self.fd)

@@ -1,5 +1,16 @@
 //! Mounts whose requests come through the ring of the shard: when it is taken, and that such a
-//! mount ends as any other does.
+//! mount ends as any other does. In a process of its own: the fuse module's parameter
+//! `enable_uring` is Y while it lives.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "support/foreign.rs"]
+#[allow(dead_code)]
+mod foreign;
+#[path = "mount/place.rs"]
+#[allow(dead_code)]
+mod place;
+#[path = "support/ring_switch.rs"]
+mod ring_switch;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -7,11 +18,10 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::foreign::{assert_same, content, have, orlop, run};
-use crate::place::{MIB, Place};
-use crate::ring_switch;
+use foreign::{assert_same, content, have, orlop, run};
+use place::{MIB, Place, refused};
 
-fn place() -> Option<Place> {
+fn ringed() -> Option<Place> {
     Place::new().filter(|_| ring_switch::is_on())
 }
 
@@ -21,7 +31,7 @@ fn open(place: &Place) -> File {
 
 #[test]
 fn the_ring_is_taken_where_it_is_offered_and_nothing_else_was_asked_for() {
-    let Some(place) = place() else { return };
+    let Some(place) = ringed() else { return };
     place.image("disk.vhd", 8);
     place.image("disk.raw", 8);
     let ways: &[(&str, &[&str], &str, &str)] = &[
@@ -46,14 +56,14 @@ fn the_ring_is_taken_where_it_is_offered_and_nothing_else_was_asked_for() {
         place.umount();
     }
     let options = ["--aio", "threads", "--transport", "uring"];
-    let said = crate::place::refused(&place.try_mount("disk.vhd", &options), 8);
+    let said = refused(&place.try_mount("disk.vhd", &options), 8);
     assert!(said.contains("no io_uring here"), "{said}");
     place.nothing_is_left();
 }
 
 #[test]
 fn signals_and_kills_lose_nothing_that_was_flushed_and_leave_nothing() {
-    let Some(place) = place() else { return };
+    let Some(place) = ringed() else { return };
     place.image("disk.vhd", 64);
     let wanted = content(16 * MIB, 3);
     for signal in [Signal::TERM, Signal::KILL] {
@@ -87,7 +97,7 @@ fn signals_and_kills_lose_nothing_that_was_flushed_and_leave_nothing() {
 
 #[test]
 fn a_file_system_in_a_loop_device_comes_and_goes() {
-    let Some(place) = place() else { return };
+    let Some(place) = ringed() else { return };
     if !have(&["losetup", "mkfs.ext4", "fstrim"]) {
         return;
     }
