@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -147,12 +148,9 @@ async fn answer(
     signals: &mut Signals,
     reload: Reload<'_>,
 ) -> Result<(), DaemonError> {
-    let failures = blocking({
-        let control = Arc::clone(control);
-        move || control.restore()
-    });
-    for failure in failures.await?? {
-        tracing::warn!(%failure, "not attached again; the next start tries again");
+    if !attach_again(settings, control, signals).await? {
+        tracing::info!("told to stop before everything was attached again; the next start goes on");
+        return Ok(());
     }
     let door = Door::open(settings, control, passed)
         .map_err(|error| DaemonError::Socket { place: settings.api_socket.clone(), error })?;
@@ -162,6 +160,33 @@ async fn answer(
     system::tell(&[NotifyState::Stopping, NotifyState::Status("making disks durable")]);
     tracing::info!("stopping: calls under way end, disks are made durable");
     door.close(settings.stop).await.and(ended)
+}
+
+/// Attaches what was attached; false: a signal came, and the rest is left for the next start.
+async fn attach_again(
+    settings: &Settings,
+    control: &Arc<Control>,
+    signals: &mut Signals,
+) -> Result<bool, DaemonError> {
+    system::tell(&[NotifyState::Status("attaching what was attached")]);
+    let told = Arc::new(AtomicBool::new(false));
+    let restoring = blocking({
+        let (control, told) = (Arc::clone(control), Arc::clone(&told));
+        move || control.restore(|| !told.load(Ordering::Relaxed))
+    });
+    tokio::pin!(restoring);
+    let failures = tokio::select! {
+        failures = &mut restoring => failures??,
+        () = signals.end() => {
+            told.store(true, Ordering::Relaxed);
+            // One of them may hang with its storage.
+            within(settings.stop, "attaching what was attached", restoring).await???
+        }
+    };
+    for failure in failures {
+        tracing::warn!(%failure, "not attached again; the next start tries again");
+    }
+    Ok(!told.load(Ordering::Relaxed))
 }
 
 /// What arrives while the daemon lives.
@@ -181,6 +206,14 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
         })
+    }
+
+    /// Returns when one comes that wants an end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
