@@ -2,6 +2,8 @@
 //! judges. Disks are not served here: an attacher of the test's own stands in.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
+#[path = "repositories/devices.rs"]
+mod devices;
 #[path = "support/foreign.rs"]
 mod foreign;
 #[path = "repositories/glances.rs"]
@@ -438,32 +440,6 @@ fn a_full_disk_is_told_and_changes_nothing() {
     // Deleting is how one gets out of this.
     lot.done(lot.delete(1));
     lot.finish();
-}
-
-#[test]
-fn an_ext_sr_is_made_filled_and_wiped() {
-    let Some(device) = lot::Loop::new("orlop-sr-ext", 64 << 20) else { return };
-    let lot = Lot::on_device(&device);
-    lot.done(lot.sr_create());
-    lot.fails(lot.sr_create(), Code::Eexist);
-    device.fsck();
-    lot.done(lot.sr_attach());
-    lot.create(1, 9001);
-    lot.write(1, 9000, b"kept");
-    lot.call(lot.snapshot(1, 2));
-    lot.fails(lot.sr_delete(), Code::Ebusy);
-    lot.done(Command::SrDetach { sr: lot.sr });
-    device.fsck();
-    lot.fails(lot.sr_delete(), Code::Ebusy);
-    lot.done(lot.sr_attach());
-    assert!(lot.read(1, 9000).starts_with(b"kept"));
-    lot.done(lot.delete(1));
-    lot.done(lot.delete(2));
-    lot.done(Command::SrDetach { sr: lot.sr });
-    lot.done(lot.sr_delete());
-    assert!(device.is_zero(), "the head of the device was not wiped");
-    lot.done(lot.sr_delete());
-    lot.fails(lot.sr_attach(), Code::Enodev);
 }
 
 /// Prints how long it takes; a number of its own is no proof, so nothing is asserted about it.

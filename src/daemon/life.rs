@@ -124,7 +124,7 @@ async fn live(
     };
     let (ended, control) = match Control::new(settled, Arc::clone(&live) as _).map(Arc::new) {
         Ok(control) => {
-            (answer(settings, &control, passed, &mut signals, reload).await, Some(control))
+            (answer(settings, (&live, &control), passed, &mut signals, reload).await, Some(control))
         }
         Err(error) => (Err(error.into()), None),
     };
@@ -132,8 +132,15 @@ async fn live(
     let stopped =
         stopped.and_then(|stopped| stopped.map_err(DaemonError::live("make all disks durable")));
     if let Some(control) = control {
-        for failure in blocking(move || control.release()).await? {
-            tracing::warn!(%failure, "it stays as it is; the next start takes it over");
+        // What hangs with its storage is the kernel's to end.
+        let released = within(settings.stop, "the SRs", blocking(move || control.release())).await;
+        match released {
+            Ok(failures) => failures?.into_iter().for_each(|failure| {
+                tracing::warn!(%failure, "it stays as it is; the next start takes it over");
+            }),
+            Err(error) => {
+                tracing::warn!(%error, "an SR cannot be let go; the next start takes it over")
+            }
         }
     }
     tracing::info!(well = stopped.is_ok(), "stopped");
@@ -143,7 +150,7 @@ async fn live(
 /// Attaches what was attached, opens the door, and shuts it when a signal comes.
 async fn answer(
     settings: &Settings,
-    control: &Arc<Control>,
+    (live, control): (&Live, &Arc<Control>),
     passed: Option<OwnedFd>,
     signals: &mut Signals,
     reload: Reload<'_>,
@@ -156,7 +163,7 @@ async fn answer(
         .map_err(|error| DaemonError::Socket { place: settings.api_socket.clone(), error })?;
     tracing::info!(socket = %door.place.display(), nbd = %settings.nbd_socket.display(), "ready");
     system::tell(&[NotifyState::Ready, NotifyState::Status("answering")]);
-    let ended = stay(settings, &door, signals, reload).await;
+    let ended = stay(settings, live, &door, signals, reload).await;
     system::tell(&[NotifyState::Stopping, NotifyState::Status("making disks durable")]);
     tracing::info!("stopping: calls under way end, disks are made durable");
     door.close(settings.stop).await.and(ended)
@@ -328,11 +335,12 @@ fn listen(settings: &Settings, passed: Option<OwnedFd>) -> io::Result<(UnixListe
 /// Answers until a signal says that it is over.
 async fn stay(
     settings: &Settings,
+    live: &Live,
     door: &Door,
     signals: &mut Signals,
     reload: Reload<'_>,
 ) -> Result<(), DaemonError> {
-    let watched = pulse::tell(door.place.clone(), settings.nbd_socket.clone());
+    let watched = pulse::tell(door.place.clone(), settings.nbd_socket.clone(), || live.has_room());
     tokio::pin!(watched);
     let mut look = tokio::time::interval(Duration::from_secs(1));
     loop {

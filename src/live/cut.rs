@@ -12,7 +12,7 @@ use super::Live;
 use super::about::{Key, ServedAbout};
 use super::attaching::{format_of, path_of};
 use super::table::{LeafFile, Served, Shown};
-use crate::image::{Lineage, OpenOptions, claim_to_read_only, open_child};
+use crate::image::{Cause, ImageError, Lineage, OpenOptions, claim_to_read_only, open_child};
 use crate::mount::ImageAbout;
 use crate::shard::Refused;
 use crate::sr::{Cut, DataFile};
@@ -54,7 +54,7 @@ impl<'a> LiveCut<'a> {
         };
         let old = self.served.leaf.clone().ok_or_else(|| io::Error::other("it is only read"))?;
         let old_path = path_now(&old)?;
-        let child = open_child(&options, old.lineage, &old_path).map_err(io::Error::other)?;
+        let child = open_child(&options, old.lineage, &old_path).map_err(not_opened)?;
         let leaf =
             Arc::new(LeafFile { fd: child.fd.try_clone()?, lineage: Lineage::of(&child.content) });
         let chain = self.served.about.chain.under(&child, old_path);
@@ -129,6 +129,15 @@ impl Drop for LiveCut<'_> {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// Why a new leaf was not opened, in the system's kind where it was the system's word.
+fn not_opened(error: ImageError) -> io::Error {
+    let kind = match &error.cause {
+        Cause::Io { error, .. } => error.kind(),
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
 }
 
 /// What an open file is called now.

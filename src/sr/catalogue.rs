@@ -236,9 +236,25 @@ fn find_parent(
     match (named, candidates) {
         (Some(parent), _) => Ok(*parent),
         (None, [only]) if *only != child => Ok(*only),
-        (None, []) => Err(format!("its parent {shown:?} is not in this SR")),
+        (None, []) => Err(no_parent(raws, &shown, &claim.name, identity)),
         (None, [_]) => Err("it names itself as its parent".to_owned()),
         (None, _) => Err(format!("several images could be its parent {shown:?}")),
+    }
+}
+
+/// Why nothing is the parent of an identity: whoever restored another image under its name is to
+/// learn that.
+fn no_parent(raws: &BTreeMap<VdiUuid, Raw>, shown: &str, name: &str, identity: [u8; 16]) -> String {
+    let same_name =
+        raws.iter().find(|(uuid, raw)| data_name(**uuid, raw.format) == last_part(name));
+    let expected = VdiUuid::from_bytes(identity);
+    match same_name.map(|(_, raw)| raw.facts.identity) {
+        Some(Some(found)) => format!(
+            "its parent {shown:?} is another image: identity {expected} is wanted, and that of \
+             the file is {}",
+            VdiUuid::from_bytes(found)
+        ),
+        _ => format!("its parent {shown:?} is not in this SR"),
     }
 }
 
