@@ -5,7 +5,8 @@ Every contestant has its own copy of the same disk; all are up at once. The byte
 verified before anything is timed; one that fails is listed as failing and not timed. Rounds are
 interleaved in shuffled order. Told are medians over the rounds, the median of the ratios within a
 round, and the CPU time an operation costs in the server and in fio together (kernel threads, such
-as a loop device's, are in nobody's account). Needs root, fio, and the peers that are to be seen.
+as a loop device's, are in nobody's account). Needs root, fio, and the peers that are to be seen;
+for requests through rings, the fuse module's parameter enable_uring=Y.
 """
 
 import argparse
@@ -210,6 +211,20 @@ class Bench:
                       f"| {middle['mib_s']:>7.0f} | {ratio:>12.2f} | {middle['cpu_us']:>9.1f} "
                       f"| {middle['server_us']:>7.1f} |", flush=True)
 
+    def finish(self, base, *usual):
+        """Times those added since the last time, tells, and lets them go."""
+        names = [contestant.name for contestant in self.contestants]
+        jobs = self.options.job or usual or list(JOBS)
+        self.race(jobs, names)
+        self.report(base, jobs, names)
+        self.stop_contestants()
+        self.contestants, self.rows = [], {}
+
+    def stop_contestants(self):
+        for contestant in self.contestants:
+            contestant.stop()
+            shutil.rmtree(contestant.folder, ignore_errors=True)
+
     def stop(self):
         for contestant in self.contestants:
             contestant.stop()
@@ -287,42 +302,46 @@ def main():
     parser.add_argument("--size", type=int, default=512, help="of the disk, in MiB")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--only", choices=("raw", "loop", "vhd"))
+    parser.add_argument("--only", choices=("raw", "loop", "vhd", "rings"))
+    parser.add_argument("--job", action="append", help="only these, by their names")
     parser.add_argument("--option", action="append", default=[], help="for orlop mount")
     options = parser.parse_args()
     bench = Bench(options)
     more = options.option
     try:
         bench.prepare()
+        if options.only in (None, "rings"):
+            ways = {way: ("--transport", name, *more)
+                    for way, name in (("classic", "classic"), ("rings", "uring"))}
+            bench.add("bare file", lambda c: c.image(bench.raw))
+            for way, words in ways.items():
+                bench.add(f"raw, {way}", lambda c, w=words: c.mount(bench.raw, *w))
+                bench.add(f"vhd, {way}", lambda c, w=words: c.mount(bench.vhd, *w))
+            bench.finish("bare file")
+            bench.add("loop/bare", lambda c: c.loop(c.image(bench.raw)))
+            for way, words in ways.items():
+                bench.add(f"loop/raw, {way}", lambda c, w=words: c.loop(c.mount(bench.raw, *w)))
+                bench.add(f"loop/vhd, {way}", lambda c, w=words: c.loop(c.mount(bench.vhd, *w)))
+            bench.finish("loop/bare")
         if options.only in (None, "raw"):
             bench.add("bare file", lambda c: c.image(bench.raw))
             bench.add("orlop raw", lambda c: c.mount(bench.raw, *more))
             bench.add("orlop passthrough", lambda c: c.mount(bench.raw, "--passthrough", *more))
-            names, jobs = [c.name for c in bench.contestants], list(JOBS)
-            bench.race(jobs, names)
-            bench.report("bare file", jobs, names)
+            bench.finish("bare file")
         if options.only in (None, "loop"):
-            first = len(bench.contestants)
             bench.add("loop/bare", lambda c: c.loop(c.image(bench.raw)))
             bench.add("loop/orlop raw", lambda c: c.loop(c.mount(bench.raw, *more)))
             bench.add("loop/passthrough",
                       lambda c: c.loop(c.mount(bench.raw, "--passthrough", *more)))
             bench.add("loop/orlop vhd", lambda c: c.loop(c.mount(bench.vhd, *more)))
-            names = [c.name for c in bench.contestants[first:]]
-            jobs = ["4k randread qd16", "4k randwrite qd16", "1M read qd4"]
-            bench.race(jobs, names)
-            bench.report("loop/bare", jobs, names)
+            bench.finish("loop/bare", "4k randread qd16", "4k randwrite qd16", "1M read qd4")
         if options.only in (None, "vhd"):
-            first = len(bench.contestants)
             bench.add("orlop vhd", lambda c: c.mount(bench.vhd, *more))
             bench.add("orlop vhd over nbd", nbd)
             bench.add("qemu-storage-daemon", qsd)
             bench.add("nbdfuse qemu-nbd", nbdfuse)
             bench.add("vhdimount", vhdimount)
-            names = [c.name for c in bench.contestants[first:]]
-            jobs = ["4k randread qd1", "4k randread qd16", "1M read qd4"]
-            bench.race(jobs, names)
-            bench.report("orlop vhd", jobs, names)
+            bench.finish("orlop vhd", "4k randread qd1", "4k randread qd16", "1M read qd4")
     finally:
         bench.stop()
 

@@ -1,4 +1,5 @@
-//! The device of a mount read by the thread of a shard: disks of several shards in one mount, and
+//! The device of a mount read by the thread of a shard, and its requests come through the shard's
+//! ring: disks of several shards in one mount, and
 //! what becomes of those who wait when memory is short, a mount is hammered, or something goes.
 //!
 //! Needs root and /dev/fuse; skips aloud without.
@@ -10,6 +11,8 @@ mod channel {
 #[path = "shard/rig.rs"]
 #[allow(dead_code)]
 mod rig;
+#[path = "support/ring_switch.rs"]
+mod ring_switch;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -28,8 +31,16 @@ use rig::{MIB, Rig, Setup, request, until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// One shard for each way a mount's requests may come.
+fn rigs_with(memory: ArenaSize) -> impl Iterator<Item = Rig> {
+    let classic = [Aio::Auto, Aio::Threads].into_iter();
+    let classic = classic.map(move |aio| Rig::on(aio, memory, PATIENCE));
+    let ring = ring_switch::is_on().then(|| Rig::with_inlets(memory));
+    classic.chain(ring)
+}
+
 fn rigs() -> impl Iterator<Item = Rig> {
-    [Aio::Auto, Aio::Threads].map(|aio| Rig::on(aio, ArenaSize::default(), PATIENCE)).into_iter()
+    rigs_with(ArenaSize::default())
 }
 
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
@@ -230,9 +241,8 @@ fn mapped_pages_come_home_when_there_is_no_memory_left() {
     if !may_mount() {
         return;
     }
-    for aio in [Aio::Auto, Aio::Threads] {
-        let memory = ArenaSize { registered_bytes: 1 << 20, large_bytes: 8 << 20 };
-        let rig = Rig::on(aio, memory, PATIENCE);
+    let memory = ArenaSize { registered_bytes: 1 << 20, large_bytes: 8 << 20 };
+    for rig in rigs_with(memory) {
         let shown = Shown::new(&rig, &[(&rig, 8 * MIB)]);
         let file = shown.open(0);
         let piece = 256 << 10;

@@ -18,7 +18,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use common::{DISK, Memory, can_mount, is_mounted, new_disk};
-use orlop::transport::fuse_ring::Rings;
+use orlop::host::Aio;
+use orlop::host::memory::ArenaSize;
+use orlop::shard::spawn_with_inlets;
+use orlop::transport::files::{Files, Rings};
 use orlop_fuse::{Layout, Options, Transport, UnmountHow, mount};
 
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
@@ -37,7 +40,9 @@ fn without_the_kernels_switch_the_classic_channel_serves() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let ring = Some(Arc::new(Rings::default()) as Arc<dyn orlop_fuse::RingHost>);
+    let (mailbox, ..) = spawn_with_inlets(Aio::Auto, ArenaSize::default()).unwrap();
+    let ring = Rings { mailbox, files: Files::new(), request_bytes: None };
+    let ring = Some(Arc::new(ring) as Arc<dyn orlop_fuse::RingHost>);
     let options = Options { layout: Layout::Single, ring, ..Options::default() };
     let port = Memory::with_disk(1 << 20);
     let mounted = mount(port, dir.path(), &options, &[new_disk(DISK, "x", 1 << 20)]).unwrap();

@@ -13,5 +13,9 @@ mod inside;
 mod place;
 #[path = "mount/refusals.rs"]
 mod refusals;
+#[path = "support/ring_switch.rs"]
+mod ring_switch;
+#[path = "mount/rings.rs"]
+mod rings;
 #[path = "mount/ways.rs"]
 mod ways;

@@ -7,6 +7,8 @@
 mod foreign;
 #[path = "support/mounted.rs"]
 mod mounted;
+#[path = "support/ring_switch.rs"]
+mod ring_switch;
 #[path = "interop/sessions.rs"]
 mod sessions;
 
@@ -22,6 +24,8 @@ use sessions::{Kind, image};
 const MIB: u64 = 1 << 20;
 /// Where the partition begins in the tables made here.
 const START: u64 = MIB;
+/// Requests through the shard's ring.
+const RINGS: &[&str] = &["--transport", "uring"];
 
 /// Whether this process may mount; CI must.
 fn may_mount() -> bool {
@@ -63,13 +67,13 @@ fn fio(disk: &Path, engine: &str, depth: u32, direct: bool, rw: &str) {
 }
 
 /// Check 1: every engine, depth and mode, with writes and trims of mixed sizes.
-fn fio_finds_nothing(kind: Kind) {
+fn fio_finds_nothing(kind: Kind, options: &[&str]) {
     if !may_mount() || !have(&["fio"]) {
         return;
     }
     let folder = TempDir::new().unwrap();
     let path = image(&folder, kind, 32 * MIB);
-    let mounted = Mounted::new(&path, &[]);
+    let mounted = Mounted::new(&path, options);
     for (engine, depths) in
         [("psync", &[1][..]), ("libaio", &[1, 4, 16, 64]), ("io_uring", &[1, 4, 16, 64])]
     {
@@ -93,17 +97,25 @@ fn fio_finds_nothing(kind: Kind) {
 
 #[test]
 fn fio_finds_nothing_on_a_raw_image() {
-    fio_finds_nothing(Kind::Raw);
+    fio_finds_nothing(Kind::Raw, &[]);
 }
 
 #[test]
 fn fio_finds_nothing_on_a_dynamic_image() {
-    fio_finds_nothing(Kind::Dynamic);
+    fio_finds_nothing(Kind::Dynamic, &[]);
 }
 
 #[test]
 fn fio_finds_nothing_on_a_chain_of_four() {
-    fio_finds_nothing(Kind::Chain);
+    fio_finds_nothing(Kind::Chain, &[]);
+}
+
+#[test]
+fn fio_finds_nothing_through_rings() {
+    if ring_switch::is_on() {
+        fio_finds_nothing(Kind::Raw, RINGS);
+        fio_finds_nothing(Kind::Chain, RINGS);
+    }
 }
 
 /// Check 2, for one kind of file system on one kind of image.
@@ -271,7 +283,7 @@ fn random_operations_and_kills_leave_no_difference_on_a_chain() {
 }
 
 /// Check 3. `ORLOP_TURNS` and `ORLOP_ROUNDS` for more of it.
-fn coherent(kind: Kind) {
+fn coherent(kind: Kind, options: &[&str]) {
     if !may_mount() || !have(&["libnbd for Python"]) {
         return;
     }
@@ -282,20 +294,32 @@ fn coherent(kind: Kind) {
     let script = script("coherence.py");
     let (turns, rounds) = (number_from("ORLOP_TURNS", "600"), number_from("ORLOP_ROUNDS", "200"));
     let words = [&script, env!("CARGO_BIN_EXE_orlop"), text(&path), text(&place)];
-    println!("{}", run(PYTHON, &[&words[..], &["--turns", &turns, "--rounds", &rounds]].concat()));
+    let options: Vec<String> = options.iter().map(|o| format!("--option={o}")).collect();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let sizes = ["--turns", &turns, "--rounds", &rounds];
+    println!("{}", run(PYTHON, &[&words[..], &sizes, &options].concat()));
 }
 
 #[test]
 fn a_dynamic_image_is_the_same_through_nbd_files_and_mappings() {
-    coherent(Kind::Dynamic);
+    coherent(Kind::Dynamic, &[]);
 }
 
 #[test]
 fn a_chain_is_the_same_through_nbd_files_and_mappings() {
-    coherent(Kind::Chain);
+    coherent(Kind::Chain, &[]);
 }
 
 #[test]
 fn a_raw_image_is_the_same_through_nbd_files_and_mappings() {
-    coherent(Kind::Raw);
+    coherent(Kind::Raw, &[]);
+}
+
+#[test]
+fn random_operations_kills_and_nbd_find_nothing_through_rings() {
+    if ring_switch::is_on() {
+        fsx(Kind::Chain, RINGS);
+        coherent(Kind::Dynamic, RINGS);
+        coherent(Kind::Raw, RINGS);
+    }
 }

@@ -194,6 +194,22 @@ impl Requests {
         }
     }
 
+    /// Looks at a request in an entry of a ring, and how many bytes of payload came along.
+    #[must_use]
+    pub fn order_in(&self, block: &[u8], data_bytes: u32) -> Order {
+        let (request, operation) = crate::ring::parts(block);
+        let mut head = [0; HEAD_BYTES];
+        let (front, behind) = head.split_at_mut(wire::HEAD);
+        match (request.get(..front.len()), operation.get(..behind.len())) {
+            (Some(request), Some(operation)) => {
+                front.copy_from_slice(request);
+                behind.copy_from_slice(operation);
+                self.order(&head, data_bytes)
+            }
+            _ => Order::Answer(Err(Errno::Invalid)),
+        }
+    }
+
     /// Answers a request as [`Self::serve`] does: all its bytes, as they were read.
     pub fn answer(&self, request: &[u8], mail: Mail) {
         let (head, rest) = request.split_at_checked(wire::HEAD).unwrap_or((request, &[]));

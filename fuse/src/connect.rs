@@ -37,7 +37,7 @@ pub enum Transport {
     Classic,
     /// The FUSE device, but read by threads of the mount, although somebody else was to; why.
     Threads(String),
-    /// Rings; the device only what the kernel sends nowhere else.
+    /// A ring; the device only what the kernel sends nowhere else.
     Ring,
     /// The device, although rings were asked for; why.
     Fallback(String),
@@ -158,13 +158,17 @@ fn attempt(
     }
     let notifier = fuser.notifier();
     let session = match ways.channel {
-        Some(channel) if transport != Transport::Ring => {
-            channel.start(connection(REQUEST_BYTES_MAX)?).map_err(Failure::Channel)?;
-            // It has greeted the kernel, and that was all.
+        // It has greeted the kernel, and that was all.
+        _ if transport == Transport::Ring => {
             drop(fuser);
             None
         }
-        _ => Some(fuser.spawn().map_err(session)?),
+        Some(channel) => {
+            channel.start(connection(REQUEST_BYTES_MAX)?).map_err(Failure::Channel)?;
+            drop(fuser);
+            None
+        }
+        None => Some(fuser.spawn().map_err(session)?),
     };
     if transport == Transport::Ring {
         first_answer(at, &found.device).map_err(Failure::Ring)?;

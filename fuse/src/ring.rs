@@ -28,14 +28,18 @@ pub const REQUEST_BYTES_MIN: u32 = 256 << 10;
 /// The most: the kernel's own ceiling.
 pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
+/// Bytes of the header in a block, and of the operation behind it.
+const BLOCK_PART_BYTES: usize = 128;
+
 /// Something that can serve connections through rings.
 pub trait RingHost: fmt::Debug + Send + Sync {
     /// How many bytes one request may carry: what each entry has room for. Taken to the nearest
     /// of [`REQUEST_BYTES_MIN`]`..=`[`REQUEST_BYTES_MAX`], and told to [`Self::start`].
     fn request_bytes(&self) -> u32;
 
-    /// Registers with every queue of the kernel, then serves from threads of its own until the
-    /// kernel ends the connection. Returns when all is registered.
+    /// Registers with every queue of the kernel, then serves until the kernel ends the connection;
+    /// reads the device as well, to which forgotten inodes and interrupts come. Returns when all
+    /// is registered.
     ///
     /// # Errors
     ///
@@ -143,6 +147,22 @@ impl Ending {
             }
         }
     }
+}
+
+/// The answer to a write of so many bytes (`fuse_write_out`).
+#[must_use]
+pub fn written(count: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&count.to_ne_bytes());
+    bytes
+}
+
+/// The header and the structure of the operation in an entry's block
+/// (`fuse_uring_req_header`): 128 bytes each.
+#[must_use]
+pub fn parts(block: &[u8]) -> (&[u8], &[u8]) {
+    let (head, rest) = block.split_at_checked(BLOCK_PART_BYTES).unwrap_or((block, &[]));
+    (head, rest.get(..BLOCK_PART_BYTES).unwrap_or(rest))
 }
 
 /// Where the answer to one request goes. One that is dropped answers "input/output error".

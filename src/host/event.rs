@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::inlet::InletId;
 use super::memory::Memory;
 use super::zero::ZEROES;
 use crate::engine::effect::{EffectId, IoError, Outcome};
@@ -208,6 +209,12 @@ pub enum Event {
     Readable {
         /// The descriptor.
         poll: PollId,
+    },
+    /// Requests came through an inlet, or how it stands has changed. Told once until
+    /// [`super::Host::next_asked`] finds none.
+    Asked {
+        /// The inlet.
+        inlet: InletId,
     },
     /// Somebody used a [`super::Waker`], once or several times.
     Woken,

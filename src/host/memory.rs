@@ -12,7 +12,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::{MmapMut, MmapRaw, UncheckedAdvice};
 
@@ -23,6 +23,11 @@ use crate::engine::units::{RegionId, Span};
 pub const REGISTERED: RegionId = RegionId(0);
 /// The large region, whose pages are touched only when needed.
 pub const LARGE: RegionId = RegionId(1);
+/// The region of what mounts are asked in, which has its own: it is lent for as long as they live.
+/// Mapped when first wanted, touched when used.
+pub const ENTRIES: RegionId = RegionId(2);
+/// Its bytes.
+pub const ENTRIES_BYTES: u32 = 512 << 20;
 
 /// Sizes of an arena.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +140,15 @@ impl Arena {
         self.take_from(REGISTERED, len)
     }
 
+    /// Takes `len` bytes for a mount to be asked in. `None` where it cannot be mapped, too.
+    pub fn take_entry(&mut self, len: u32) -> Option<Lease> {
+        if self.books.len() == usize::from(ENTRIES.0) {
+            self.memory.map_entries().ok()?;
+            self.books.push(Buddy::new(ENTRIES_BYTES));
+        }
+        self.take_from(ENTRIES, len)
+    }
+
     /// Sets so many bytes aside for [`Self::take_spare`], now or as soon as they come free.
     pub fn want_spare(&mut self, len: u32) {
         self.spare.wanted = self.spare.wanted.max(len);
@@ -179,7 +193,7 @@ impl Arena {
             self.spare.lease = Some(lease);
             return;
         }
-        if region == LARGE && lease.block.len() >= RETURN_PAGES {
+        if region == ENTRIES || region == LARGE && lease.block.len() >= RETURN_PAGES {
             self.memory.forget(Span { region, start: lease.block.start(), len: lease.block.len() });
         }
         self.books[usize::from(region.0)].give(lease.block);
@@ -247,6 +261,7 @@ impl Arena {
 /// The mapped regions, shared by the arena that lends them and the host that works on them.
 pub struct Memory {
     regions: Vec<MmapRaw>,
+    entries: OnceLock<MmapRaw>,
 }
 
 impl Memory {
@@ -255,12 +270,29 @@ impl Memory {
             .iter()
             .map(|len| MmapMut::map_anon(*len as usize).map(MmapRaw::from))
             .collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { regions })
+        Ok(Self { regions, entries: OnceLock::new() })
+    }
+
+    /// Called by the one arena, so that there is one at most.
+    fn map_entries(&self) -> io::Result<()> {
+        if self.entries.get().is_none() {
+            let map = MmapMut::map_anon(ENTRIES_BYTES as usize).map(MmapRaw::from)?;
+            drop(self.entries.set(map));
+        }
+        Ok(())
+    }
+
+    fn map_of(&self, region: RegionId) -> &MmapRaw {
+        if region == ENTRIES {
+            self.entries.get().expect("spans of it are made when it is mapped")
+        } else {
+            &self.regions[usize::from(region.0)]
+        }
     }
 
     /// The first byte of the span, checked to lie with all its length inside its region.
     pub(super) fn pointer(&self, span: Span) -> *mut u8 {
-        let region = &self.regions[usize::from(span.region.0)];
+        let region = self.map_of(span.region);
         let end = u64::from(span.start) + u64::from(span.len);
         assert!(end <= region.len() as u64, "{span:?} reaches over a region of {}", region.len());
         region.as_mut_ptr().wrapping_add(span.start as usize)
@@ -268,7 +300,7 @@ impl Memory {
 
     /// A whole region: address and length in bytes.
     pub(super) fn region(&self, region: RegionId) -> (*mut u8, usize) {
-        let map = &self.regions[usize::from(region.0)];
+        let map = self.map_of(region);
         (map.as_mut_ptr(), map.len())
     }
 
@@ -288,7 +320,7 @@ impl Memory {
 
     /// Lets the system take the pages of a span; they read as zeroes afterwards.
     fn forget(&self, span: Span) {
-        let region = &self.regions[usize::from(span.region.0)];
+        let region = self.map_of(span.region);
         let (start, len) = (span.start as usize, span.len as usize);
         // SAFETY: the span belongs to no lease (the arena calls this for free blocks only), so no
         // reference into it lives whose bytes would change. A failure leaves the pages as they are.

@@ -13,8 +13,8 @@ mod buddy;
 mod direct;
 mod event;
 mod files;
-pub mod fuse_ring;
 pub mod inherited;
+pub mod inlet;
 pub mod memory;
 mod read;
 mod ring_setup;
@@ -41,6 +41,7 @@ pub use files::{Descriptors, MAX_FILES, OpenMode};
 pub use wake::Waker;
 
 use crate::engine::effect::{Effect, FileId};
+use inlet::{Asked, EntryPlace, InletId, InletState};
 use memory::Arena;
 use sim::script::ScriptHost;
 use threads::Threads;
@@ -172,9 +173,21 @@ impl Host {
     /// # Errors
     /// When what was asked for is not to be had; with `Auto`, only when threads fail too.
     pub fn new(aio: Aio, arena: &Arena) -> io::Result<(Self, Choice)> {
+        Self::with(aio, arena, false)
+    }
+
+    /// Makes a host as [`Self::new`] does, with inlets where the kernel has them.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn with_inlets(aio: Aio, arena: &Arena) -> io::Result<(Self, Choice)> {
+        Self::with(aio, arena, true)
+    }
+
+    fn with(aio: Aio, arena: &Arena, inlets: bool) -> io::Result<(Self, Choice)> {
         let refusal = match aio {
             Aio::Threads => "asked for".to_owned(),
-            Aio::Auto | Aio::Uring => match Uring::new(arena.memory()) {
+            Aio::Auto | Aio::Uring => match Uring::new(arena.memory(), inlets) {
                 Ok((host, reason)) => {
                     let choice = Choice { aio: Aio::Uring, reason };
                     return Ok((Self::Uring(Box::new(host)), choice));
@@ -288,6 +301,58 @@ impl Host {
             Self::Uring(host) => host.remove_poll(poll),
             Self::Threads(host) => host.remove_poll(poll),
             Self::Script(_) => {}
+        }
+    }
+
+    /// Takes a connection over and registers these places for its requests: all the kernel needs
+    /// before it sends any. A refusal shows in [`Self::inlet_state`].
+    ///
+    /// # Errors
+    /// Too many inlets, a host without [`Self::with_inlets`], or what the system says; what was
+    /// lent may be the kernel's until the connection is ended then.
+    pub fn add_inlet(&mut self, fuse: OwnedFd, places: &[EntryPlace]) -> io::Result<InletId> {
+        match self {
+            Self::Uring(host) => host.add_inlet(fuse, places),
+            Self::Threads(_) | Self::Script(_) => Err(io::Error::other("no io_uring here")),
+        }
+    }
+
+    /// The next request that nobody has looked at.
+    pub fn next_asked(&mut self, inlet: InletId) -> Option<Asked> {
+        match self {
+            Self::Uring(host) => host.next_asked(inlet),
+            Self::Threads(_) | Self::Script(_) => None,
+        }
+    }
+
+    /// The block of a request: 128 bytes with its header at the start, then its operation.
+    pub fn block_of(&self, asked: &Asked) -> &[u8] {
+        match self {
+            Self::Uring(host) => host.block_of(asked),
+            Self::Threads(_) | Self::Script(_) => &[],
+        }
+    }
+
+    /// Answers a request with an error number (0: none) and, without one, so many bytes that stand
+    /// at the start of its payload, which is the kernel's again.
+    pub fn answer(&mut self, asked: Asked, errno: i32, payload_bytes: u32) {
+        if let Self::Uring(host) = self {
+            host.answer(asked, errno, payload_bytes);
+        }
+    }
+
+    /// How an inlet stands.
+    pub fn inlet_state(&self, inlet: InletId) -> InletState {
+        match self {
+            Self::Uring(host) => host.inlet_state(inlet),
+            Self::Threads(_) | Self::Script(_) => InletState::default(),
+        }
+    }
+
+    /// Lets a connection go, as soon as the kernel has none of its places.
+    pub fn remove_inlet(&mut self, inlet: InletId) {
+        if let Self::Uring(host) = self {
+            host.remove_inlet(inlet);
         }
     }
 

@@ -7,9 +7,11 @@ use std::fmt::Write as _;
 use std::io;
 
 use io_uring::register::{Probe, Restriction};
+use io_uring::squeue::EntryMarker;
 use io_uring::{Builder, IoUring, opcode, squeue};
 
 use super::memory::Memory;
+use super::uring::ring::Ring;
 
 /// Entries of the submission queue.
 const SUBMISSIONS: u32 = 512;
@@ -25,7 +27,7 @@ const REGISTER_FILES_UPDATE: u8 = 6;
 
 /// A ring ready for use.
 pub(super) struct Setup {
-    pub(super) ring: IoUring,
+    pub(super) ring: Ring,
     /// Size of the registered-file table, all empty.
     pub(super) slots: u32,
     /// Whether region 0 is registered as buffer 0.
@@ -49,9 +51,13 @@ const OPERATIONS: [u8; 11] = [
     opcode::PollAdd::CODE,
 ];
 
-/// Makes a ring for the calling thread.
-pub(super) fn build(memory: &Memory) -> io::Result<Setup> {
-    let (ring, mut description) = create()?;
+/// Makes a ring for the calling thread; one that takes commands, if that is wanted and the kernel
+/// knows them.
+pub(super) fn build(memory: &Memory, commands: bool) -> io::Result<Setup> {
+    let (ring, mut description) = match commands.then(create) {
+        Some(Ok((ring, description))) => (Ring::Wide(ring), description + ", commands"),
+        Some(Err(_)) | None => create().map(|(ring, told)| (Ring::Plain(ring), told))?,
+    };
     let submitter = ring.submitter();
     let params = ring.params();
     let unsupported = |what: &str| io::Error::new(io::ErrorKind::Unsupported, what.to_owned());
@@ -64,7 +70,7 @@ pub(super) fn build(memory: &Memory) -> io::Result<Setup> {
         return Err(unsupported(&format!("io_uring lacks operation {missing}")));
     }
     let slots = register_files(&ring)?;
-    let registered_memory = super::uring::register_memory(&ring, memory).is_ok();
+    let registered_memory = super::uring::ring::register_memory(&ring, memory).is_ok();
     if !registered_memory {
         description.push_str(", memory not registered");
     }
@@ -77,29 +83,29 @@ pub(super) fn build(memory: &Memory) -> io::Result<Setup> {
 }
 
 /// Tries the flags from best to plain.
-fn create() -> io::Result<(IoUring, String)> {
-    let common = |builder: &mut Builder| {
+fn create<S: EntryMarker>() -> io::Result<(IoUring<S>, String)> {
+    let common = |builder: &mut Builder<S>| {
         builder.setup_cqsize(COMPLETIONS).setup_r_disabled().dontfork();
     };
-    let mut best = IoUring::builder();
+    let mut best = IoUring::<S>::builder();
     common(&mut best);
     best.setup_submit_all().setup_single_issuer().setup_defer_taskrun();
     best.setup_taskrun_flag();
     if let Ok(ring) = best.build(SUBMISSIONS) {
         return Ok((ring, "single issuer, deferred task work".to_owned()));
     }
-    let mut good = IoUring::builder();
+    let mut good = IoUring::<S>::builder();
     common(&mut good);
     good.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
     if let Ok(ring) = good.build(SUBMISSIONS) {
         return Ok((ring, "cooperative task work".to_owned()));
     }
-    let mut plain = IoUring::builder();
+    let mut plain = IoUring::<S>::builder();
     common(&mut plain);
     Ok((plain.build(SUBMISSIONS)?, "plain".to_owned()))
 }
 
-fn register_files(ring: &IoUring) -> io::Result<u32> {
+fn register_files(ring: &Ring) -> io::Result<u32> {
     let mut failure = None;
     for slots in SLOTS {
         let sparse = ring.submitter().register_files_sparse(slots);
@@ -113,9 +119,12 @@ fn register_files(ring: &IoUring) -> io::Result<u32> {
     Err(failure.unwrap_or_else(|| io::ErrorKind::Unsupported.into()))
 }
 
-fn restrict(ring: &IoUring) -> io::Result<()> {
+fn restrict(ring: &Ring) -> io::Result<()> {
     let fixed = squeue::Flags::FIXED_FILE.bits();
     let mut allowed: Vec<_> = OPERATIONS.iter().map(|code| Restriction::sqe_op(*code)).collect();
+    if ring.takes_commands() {
+        allowed.push(Restriction::sqe_op(opcode::UringCmd80::CODE));
+    }
     allowed.push(Restriction::register_op(REGISTER_FILES_UPDATE));
     allowed.push(Restriction::sqe_flags_allowed(fixed));
     allowed.push(Restriction::sqe_flags_required(fixed));

@@ -1,15 +1,19 @@
 //! The host on io_uring: one ring, owned by the shard's thread.
 //!
 //! Refuses everything but reads, writes, fsync, fallocate, recv, sendmsg, poll and cancel on
-//! registered files: the ring itself is told so (restrictions), since seccomp does not see what
-//! goes through.
+//! registered files, and where mounts are served commands: the ring itself is told so
+//! (restrictions), since seccomp does not see what goes through.
 //!
 //! Memory: each operation in flight has a slot that owns, lends or keeps alive every byte the
 //! kernel was told about, until its completion; the number of the slot is the user data. Slots are
 //! emptied in one place, on a completion.
 #![allow(unsafe_code)]
 
+mod command;
+mod ending;
+mod inlets;
 mod polls;
+pub(super) mod ring;
 mod sockets;
 
 use std::collections::VecDeque;
@@ -20,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{opcode, squeue};
 use nix::libc::{RWF_DSYNC, iovec, msghdr};
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
@@ -29,7 +33,7 @@ use super::Counters;
 use super::blocking::{self, SLICES_MAX, erase_mode};
 use super::event::{Event, ReceiveInto, SendList};
 use super::files::{Descriptors, FileTable};
-use super::memory::{Memory, REGISTERED};
+use super::memory::Memory;
 use super::ring_setup::{self, Setup};
 use super::slab::Slab;
 use super::task::{Call, Task, TaskName, Via, Work};
@@ -37,12 +41,17 @@ use super::wake::Waker;
 use crate::engine::effect::{FileId, IoError, Outcome};
 use crate::engine::units::ByteLen;
 
+use command::SUBMISSION_BYTES;
+use inlets::Inlet;
+use ring::Ring;
+
+pub(super) use command::{ENTRY_BLOCK_BYTES, queues};
+
 /// The longest single transfer asked of the kernel, which itself stops just below 2 GiB.
 const TRANSFER_MAX: usize = 1 << 30;
-
 /// The host on io_uring. See [`super::Host`] for the calls.
 pub struct Uring {
-    ring: IoUring,
+    ring: Ring,
     memory: Arc<Memory>,
     registered_memory: bool,
     files: FileTable,
@@ -52,8 +61,10 @@ pub struct Uring {
     operations: Slab<Operation>,
     sockets: Slab<Socket>,
     polls: Slab<Poll>,
+    inlets: Slab<Inlet>,
     /// Entries the submission queue had no room for.
     backlog: VecDeque<squeue::Entry>,
+    command_backlog: VecDeque<[u8; SUBMISSION_BYTES]>,
     /// Events that happened and wait to be told.
     ready: Vec<Event>,
     /// Numbers of sockets whose `Closed` went out with the last batch. Whoever got it may still be
@@ -66,7 +77,7 @@ pub struct Uring {
     waiting_tasks: usize,
     /// Cancels in flight: operations, but nobody's.
     cancels: usize,
-    /// Polls in flight: nothing that ends by itself.
+    /// Polls and commands in flight: nothing that ends by itself.
     polling: usize,
     counters: Counters,
 }
@@ -95,6 +106,10 @@ enum Operation {
     },
     Poll {
         poll: u32,
+    },
+    Command {
+        inlet: u32,
+        entry: u32,
     },
     Cancel,
 }
@@ -128,9 +143,10 @@ struct Socket {
 }
 
 impl Uring {
-    pub(super) fn new(memory: Arc<Memory>) -> io::Result<(Self, String)> {
+    pub(super) fn new(memory: Arc<Memory>, commands: bool) -> io::Result<(Self, String)> {
         let waker = Waker::new(EventfdFlags::empty())?;
-        let Setup { ring, slots, registered_memory, description } = ring_setup::build(&memory)?;
+        let Setup { ring, slots, registered_memory, description } =
+            ring_setup::build(&memory, commands)?;
         let mut free_slots: Vec<u32> = (0..slots).rev().collect();
         let wake_slot = Fixed(free_slots.pop().unwrap_or(0));
         ring.submitter().register_files_update(wake_slot.0, &[waker.fd().as_raw_fd()])?;
@@ -144,7 +160,9 @@ impl Uring {
             operations: Slab::new(),
             sockets: Slab::new(),
             polls: Slab::new(),
+            inlets: Slab::new(),
             backlog: VecDeque::new(),
+            command_backlog: VecDeque::new(),
             ready: Vec::new(),
             told_closed: Vec::new(),
             completed: Vec::new(),
@@ -300,7 +318,9 @@ impl Uring {
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        let counts = |event: &&Event| !matches!(event, Event::Woken | Event::Readable { .. });
+        let counts = |event: &&Event| {
+            !matches!(event, Event::Woken | Event::Readable { .. } | Event::Asked { .. })
+        };
         let told = self.ready.iter().filter(counts).count();
         let ours = usize::from(self.wake_armed) + self.cancels + self.polling;
         self.operations.len() + self.waiting_tasks + told - ours
@@ -345,17 +365,16 @@ impl Uring {
     /// Submits all entries and, with `want`, waits for a completion.
     fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
         self.fill_queue();
-        while !self.backlog.is_empty() {
+        while self.has_backlog() {
             self.submit_once()?;
             self.fill_queue();
         }
         let idle = self.completed.is_empty() && self.ring.completion().is_empty();
         let want = if idle { want } else { 0 };
-        let queue = self.ring.submission();
-        if want == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+        let standing = self.ring.standing();
+        if want == 0 && standing.is_empty && !standing.owes {
             return Ok(());
         }
-        drop(queue);
         self.counters.enters += 1;
         let entered = match timeout.filter(|_| want > 0) {
             Some(timeout) => {
@@ -363,21 +382,21 @@ impl Uring {
                 let args = SubmitArgs::new().timespec(&time);
                 self.ring.submitter().submit_with_args(want, &args)
             }
-            None => self.ring.submit_and_wait(want),
+            None => self.ring.submitter().submit_and_wait(want),
         };
         endured(entered)
     }
 
     fn submit_once(&mut self) -> io::Result<()> {
         self.counters.enters += 1;
-        endured(self.ring.submit())?;
+        endured(self.ring.submitter().submit())?;
         self.reap_into_list();
         Ok(())
     }
 
     fn submit_all(&mut self) -> io::Result<()> {
         self.fill_queue();
-        while !self.backlog.is_empty() || !self.ring.submission().is_empty() {
+        while self.has_backlog() || !self.ring.standing().is_empty {
             self.submit_once()?;
             self.fill_queue();
         }
@@ -391,15 +410,35 @@ impl Uring {
     }
 
     fn fill_queue(&mut self) {
-        let mut queue = self.ring.submission();
         while let Some(entry) = self.backlog.front() {
             // SAFETY: every pointer in the entry leads to memory that the operation's slot owns,
             // lends (I6) or keeps at its address; the slot is emptied only on its completion, or
             // leaked when the ring breaks (`Drop`).
-            if unsafe { queue.push(entry) }.is_err() {
+            if !unsafe { self.ring.push(entry) } {
                 return;
             }
             self.backlog.pop_front();
+        }
+        while let Some(command) = self.command_backlog.front() {
+            // SAFETY: a command leads to nothing but what its inlet was lent and keeps (I6), and
+            // to the list of that, which the inlet keeps too; it goes only when the kernel has
+            // none of its entries, or is leaked.
+            if !unsafe { self.ring.push_command(command) } {
+                return;
+            }
+            self.command_backlog.pop_front();
+        }
+    }
+
+    fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty() || !self.command_backlog.is_empty()
+    }
+
+    fn push_command(&mut self, command: &[u8; SUBMISSION_BYTES]) {
+        // SAFETY: as in `fill_queue`.
+        if self.has_backlog() || !unsafe { self.ring.push_command(command) } {
+            self.command_backlog.push_back(*command);
+            self.fill_queue();
         }
     }
 
@@ -450,6 +489,7 @@ impl Uring {
                 }
             }
             Some(Operation::Poll { .. }) => self.polled(index),
+            Some(Operation::Command { .. }) => self.commanded(index, result),
             Some(Operation::Cancel) => {
                 self.cancels -= 1;
                 self.operations.remove(index);
@@ -472,37 +512,6 @@ impl Uring {
     }
 }
 
-impl Drop for Uring {
-    fn drop(&mut self) {
-        // I6 ends here too: the kernel must let go of all memory before it is freed.
-        let in_flight: Vec<u32> = self.operations.numbers().collect();
-        for operation in in_flight {
-            self.cancel(operation);
-        }
-        let sockets: Vec<u32> = self.sockets.numbers().collect();
-        for socket in sockets {
-            if let Some(state) = self.sockets.of_mut(socket) {
-                state.closing = true;
-            }
-        }
-        while self.operations.len() > 0 {
-            if self.enter(1, None).is_err() {
-                // The ring is broken, and what the kernel still does is unknown: memory it may
-                // write to is never freed.
-                std::mem::forget(std::mem::replace(&mut self.operations, Slab::new()));
-                std::mem::forget(Arc::clone(&self.memory));
-                return;
-            }
-            self.reap();
-        }
-        // The kernel tears a ring down some time after its descriptor is closed. The files go now,
-        // and their locks with them: who opens an image next finds it free.
-        for slot in std::mem::take(&mut self.file_slots).into_iter().flatten().flatten() {
-            self.give_slot(slot);
-        }
-    }
-}
-
 impl fmt::Debug for Uring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Uring")
@@ -519,15 +528,6 @@ impl Message {
         let header = unsafe { std::mem::zeroed() };
         Box::new(Self { header, slices: Vec::new() })
     }
-}
-
-/// Registers region 0 as buffer 0. Fails where RLIMIT_MEMLOCK is too small for it.
-pub(super) fn register_memory(ring: &IoUring, memory: &Memory) -> io::Result<()> {
-    let (start, len) = memory.region(REGISTERED);
-    let region = iovec { iov_base: start.cast(), iov_len: len };
-    // SAFETY: the region is a mapping of our own. The kernel pins its pages, so even a mapping that
-    // ends before the ring does not leave it dangling.
-    unsafe { ring.submitter().register_buffers(&[region]) }
 }
 
 /// The same memory in the kernel's words. Writing calls only read through it.

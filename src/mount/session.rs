@@ -48,13 +48,20 @@ pub fn run(
     guard::flush_nothing_for_memory();
     let failed = |what| move |error| MountFailure::System { what, error };
     let arena = ArenaSize { large_bytes: wish.memory_mib << 20, ..ArenaSize::default() };
-    let (mailbox, choice, thread) =
-        shard::spawn(wish.aio, arena).map_err(failed("no I/O host (try --aio threads)"))?;
+    let passes = matches!(opened.passed, Some(Ok(_)));
+    let wanted = way::wants_rings(wish, passes);
+    let spawned = if wanted.is_ok() {
+        shard::spawn_with_inlets(wish.aio, arena)
+    } else {
+        shard::spawn(wish.aio, arena)
+    };
+    let (mailbox, choice, thread) = spawned.map_err(failed("no I/O host (try --aio threads)"))?;
     tracing::debug!("I/O by {choice}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed("no runtime"))?;
     let outcome = runtime.block_on(async {
-        let outcome = serve(wish, opened, not_passed, bound, mailbox.clone(), tell).await;
+        let ways = (not_passed, wanted);
+        let outcome = serve(wish, opened, ways, bound, mailbox.clone(), tell).await;
         // Whatever happened, what was answered becomes durable.
         let closed = mailbox.shut_down().await.map_err(MountFailure::NotDurable);
         outcome.and(closed)
@@ -88,7 +95,7 @@ fn place_inside(at: &Path, wanted: &Path) -> Result<PathBuf, MountFailure> {
 async fn serve(
     wish: &Wish,
     opened: Opened,
-    not_passed: Option<String>,
+    (not_passed, wanted): (Option<String>, Result<(), &str>),
     bound: Option<Bound>,
     mailbox: Mailbox,
     tell: &mut dyn FnMut(&Ready) -> io::Result<()>,
@@ -113,13 +120,14 @@ async fn serve(
     show(&files, &seat, &about, passed, &mapped)?;
     let plan = plan(wish, &seat, windows, &files, mapped);
     let channel = Channel::new(seat.disk.mailbox.clone(), Arc::clone(&files));
-    let (ring, channel) = (way::rings_for(wish), Some(channel as _));
+    let ring = wanted.is_ok().then(|| way::rings(&seat.disk.mailbox, &files));
+    let channel = Some(channel as _);
     let options = Options { passthrough: passes, ring, channel, ..plan.options };
     let plan = Plan { options, ..plan };
     let standing = tokio::task::spawn_blocking(move || stand(plan)).await;
     let standing = standing.map_err(|panic| failed("mounting")(io::Error::other(panic)))??;
     let _ = about.made.set(standing.made());
-    let mut way = way::taken(wish, passes, standing.transport())?;
+    let mut way = way::taken(wish, passes, wanted, standing.transport())?;
     if let Some(why) = not_passed {
         way.why = format!("{}; no passthrough: {why}", way.why);
     }

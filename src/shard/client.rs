@@ -10,6 +10,7 @@ use crate::engine::Disk;
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, Request, RequestId};
 use crate::engine::units::ByteLen;
+use crate::host::inlet::Asked;
 use crate::host::memory::{Arena, Lease};
 use crate::host::{HangUp, Host, ReceiveInto, SendList, SocketId};
 
@@ -164,6 +165,12 @@ impl Context<'_> {
     pub fn give(&mut self, lease: Lease) {
         self.arena.give(lease);
         *self.freed = true;
+    }
+
+    /// Answers what a reader has handed over from its inlet: an error number or, with none, bytes
+    /// at the start of the payload.
+    pub fn answer(&mut self, asked: Asked, errno: i32, payload_bytes: u32) {
+        self.host.answer(asked, errno, payload_bytes);
     }
 
     /// The bytes behind spans.

@@ -218,6 +218,18 @@ pub fn spawn(aio: Aio, size: ArenaSize) -> io::Result<(Mailbox, Choice, JoinHand
     spawn_within(aio, size, DRAIN_LIMIT)
 }
 
+/// Starts a shard's thread, as [`spawn`] does, that may serve mounts through inlets of its ring
+/// where the kernel has them.
+///
+/// # Errors
+/// When no host or memory is to be had.
+pub fn spawn_with_inlets(
+    aio: Aio,
+    size: ArenaSize,
+) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
+    spawn_on(size, DRAIN_LIMIT, move |arena| Host::with_inlets(aio, arena))
+}
+
 /// Starts a shard's thread, as [`spawn`] does, whose clients have so long to finish when they must
 /// go.
 ///
@@ -228,13 +240,21 @@ pub fn spawn_within(
     size: ArenaSize,
     drain_limit: Duration,
 ) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
+    spawn_on(size, drain_limit, move |arena| Host::new(aio, arena))
+}
+
+fn spawn_on(
+    size: ArenaSize,
+    drain_limit: Duration,
+    host: impl FnOnce(&Arena) -> io::Result<(Host, Choice)> + Send + 'static,
+) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
     let (sender, messages) = sync_channel(MAILBOX_DEPTH);
     let belfry = Belfry::default();
     let bells = belfry.clone();
     let (ready, is_ready) = sync_channel::<io::Result<(Waker, Choice)>>(1);
     let thread = std::thread::Builder::new().name("orlop-shard".to_owned()).spawn(move || {
         let made = Arena::new(size).and_then(|arena| {
-            let (host, choice) = Host::new(aio, &arena)?;
+            let (host, choice) = host(&arena)?;
             Ok((arena, host, choice))
         });
         match made {

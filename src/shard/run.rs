@@ -164,6 +164,7 @@ impl Shard {
             }
             Event::Closed { socket } => self.closed(socket),
             Event::Readable { poll } => self.readable(poll),
+            Event::Asked { inlet } => self.asked(inlet),
             Event::Woken => {
                 self.read_mail();
                 self.go_on_with_changes();

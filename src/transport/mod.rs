@@ -2,5 +2,4 @@
 //! its socket or for a mount's reader.
 
 pub mod files;
-pub mod fuse_ring;
 pub mod nbd;

@@ -9,9 +9,9 @@ use std::time::SystemTime;
 use orlop::engine::units::{ByteLen, DiskOffset, Extent};
 use orlop::meter::Meter;
 use orlop::shard::{DiskTag, ExportKey, Watch};
-use orlop::transport::files::{About, Channel, FileDisk, Files};
+use orlop::transport::files::{About, Channel, FileDisk, Files, Rings};
 use orlop_fuse::{
-    Bytes, DiskId, Errno, Fact, Layout, Mounted, NewDisk, Offset, Options, Text, mount,
+    Bytes, DiskId, Errno, Fact, Layout, Mounted, NewDisk, Offset, Options, Text, Transport, mount,
 };
 use tempfile::TempDir;
 
@@ -96,9 +96,17 @@ impl Shown {
         }
         let place = TempDir::new().unwrap();
         let channel = Channel::new(reads.mailbox.clone(), Arc::clone(&files));
-        let options =
-            Options { layout: Layout::Many, channel: Some(channel), ..Options::default() };
+        let (mailbox, disks) = (reads.mailbox.clone(), Arc::clone(&files));
+        let rings = || Arc::new(Rings { mailbox, files: disks, request_bytes: None }) as _;
+        let options = Options {
+            layout: Layout::Many,
+            ring: reads.inlets.then(rings),
+            channel: Some(channel),
+            ..Options::default()
+        };
         let mounted = Arc::new(mount(files, place.path(), &options, &new_disks).unwrap());
+        let wanted = if reads.inlets { Transport::Ring } else { Transport::Classic };
+        assert_eq!(mounted.transport(), &wanted);
         told.set(Arc::downgrade(&mounted)).unwrap();
         Self { mounted, names, tags, place }
     }

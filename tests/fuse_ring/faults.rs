@@ -3,14 +3,17 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use orlop::host::fuse_ring::{Answer, Frame, Serve, Shape, start};
-use orlop_fuse::ring::{Connection, Slot};
+use orlop::host::Aio;
+use orlop::host::memory::ArenaSize;
+use orlop::shard::Mailbox;
+use orlop::transport::files::Rings;
+use orlop_fuse::ring::Connection;
 use orlop_fuse::{Layout, Options, RingHost, Transport, UnmountHow, mount};
 
 use crate::common::{DISK, Fixture, Memory, Mood, can_mount, is_mounted, new_disk, until};
@@ -22,52 +25,10 @@ const MIB: usize = 1 << 20;
 enum Fault {
     /// Says it failed, before anything was registered.
     Refuses,
-    /// Registers entries the kernel refuses: too small.
-    TooSmall,
     /// Says it has begun, and lets the connection go.
     LetsGo,
     /// Says it has begun, and does nothing.
     Sleeps(Mutex<Option<Connection>>),
-    /// Works; then, when so many requests were served, the thread dies that has the next.
-    Dies(usize),
-}
-
-struct Mortal {
-    connection: Connection,
-    left: AtomicUsize,
-}
-
-struct Place(Answer);
-
-impl Slot for Place {
-    fn finish(self, errno: i32, bytes: &[u8]) {
-        if errno == 0 { self.0.data(bytes) } else { self.0.fail(errno) }
-    }
-}
-
-impl Serve for Mortal {
-    fn serve(&self, frame: Frame<'_>, answer: Answer) {
-        let Frame { head, operation, payload } = frame;
-        let frame = orlop_fuse::ring::Frame { head, operation, payload };
-        let one_less = |left: usize| left.checked_sub(1);
-        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
-        assert!(left.is_ok(), "as this test wants it");
-        self.connection.requests().serve(&frame, Place(answer));
-    }
-
-    fn broken(&self, _: &io::Error) {
-        self.connection.abort();
-    }
-}
-
-struct Nobody(Connection);
-
-impl Serve for Nobody {
-    fn serve(&self, _: Frame<'_>, _: Answer) {}
-
-    fn broken(&self, _: &io::Error) {
-        self.0.abort();
-    }
 }
 
 impl RingHost for Fault {
@@ -83,24 +44,12 @@ impl RingHost for Fault {
                 *place.lock().unwrap() = Some(connection);
                 Ok(())
             }
-            Self::Dies(requests) => {
-                let payload_bytes = connection.request_bytes();
-                let shape = Shape { rings: 2, entries: 8, payload_bytes, pinned: false };
-                let left = AtomicUsize::new(*requests);
-                let served = Arc::new(Mortal { connection, left });
-                start(shape, served.connection.fuse(), Arc::clone(&served))
-            }
-            Self::TooSmall => {
-                let shape = Shape { rings: 1, entries: 2, payload_bytes: 65_536, pinned: false };
-                let served = Arc::new(Nobody(connection));
-                start(shape, served.0.fuse(), Arc::clone(&served))
-            }
         }
     }
 }
 
 /// Mounts with a faulty ring; gives why the classic transport was taken, having used it.
-fn falls_back(fault: Fault) -> String {
+fn falls_back(fault: impl RingHost + 'static) -> String {
     let port = Memory::with_disk(MIB);
     let dir = tempfile::tempdir().unwrap();
     let fault = Arc::new(fault);
@@ -129,30 +78,50 @@ fn a_ring_that_does_not_come_about_leaves_a_working_mount_and_says_why() {
     let why = falls_back(Fault::Refuses);
     assert!(why.contains("no ring today"), "{why}");
     // EINVAL, of the kernel.
-    let why = falls_back(Fault::TooSmall);
+    let why = falls_back(crate::ring::rings(Some(65_536)));
     assert!(why.contains("os error 22"), "{why}");
     // The connection is ended when it is let go: by the control file, or where there is none by
     // taking the mount away.
     let why = falls_back(Fault::LetsGo);
     let ended = ["os error 107", "os error 103", "taken away"];
     assert!(ended.iter().any(|ended| why.contains(ended)), "{why}");
-    let why = falls_back(Fault::Dies(0));
-    assert!(ended.iter().any(|ended| why.contains(ended)) || why.contains("os error"), "{why}");
+    // A shard without room for entries, and one that is gone.
+    let why = falls_back(crate::ring::rings(Some(256 << 20)));
+    assert!(why.contains("too little memory"), "{why}");
+    let rings = Rings { mailbox: ended_shard(), ..crate::ring::rings(None) };
+    let why = falls_back(rings);
+    assert!(why.contains("the shard has ended"), "{why}");
+    let (threads, ..) = orlop::shard::spawn(Aio::Threads, ArenaSize::default()).unwrap();
+    let why = falls_back(Rings { mailbox: threads, ..crate::ring::rings(None) });
+    assert!(why.contains("no io_uring here"), "{why}");
+    let (plain, ..) = orlop::shard::spawn(Aio::Uring, ArenaSize::default()).unwrap();
+    let why = falls_back(Rings { mailbox: plain, ..crate::ring::rings(None) });
+    assert!(why.contains("no room for commands"), "{why}");
     let why = falls_back(Fault::Sleeps(Mutex::default()));
     assert!(why.contains("no request was answered"), "{why}");
 }
 
+fn ended_shard() -> Mailbox {
+    let shard = crate::ring::shard();
+    end(&shard);
+    shard
+}
+
+fn end(shard: &Mailbox) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(shard.shut_down()).unwrap();
+}
+
 #[test]
-fn a_ring_that_dies_ends_the_mount_instead_of_hanging_it() {
+fn a_shard_that_ends_ends_the_mount_instead_of_hanging_it() {
     if !can_mount() || !crate::ring::is_on() {
         return;
     }
     let port = Memory::with_disk(MIB);
-    let options = Options {
-        layout: Layout::Single,
-        ring: Some(Arc::new(Fault::Dies(200))),
-        ..Options::default()
-    };
+    let shard = crate::ring::shard();
+    let ring = Rings { mailbox: shard.clone(), ..crate::ring::rings(None) };
+    let options =
+        Options { layout: Layout::Single, ring: Some(Arc::new(ring)), ..Options::default() };
     let fixture = Fixture::new(port, &options, &[new_disk(DISK, "x", MIB)]);
     let file = Arc::new(fixture.disk());
     let (tell, told) = channel();
@@ -160,11 +129,13 @@ fn a_ring_that_dies_ends_the_mount_instead_of_hanging_it() {
         let (file, tell) = (file.clone(), tell.clone());
         thread::spawn(move || {
             let mut bytes = [0; 512];
-            let failed =
-                (0..1000).any(|n| file.read_exact_at(&mut bytes, (worker + n) * 512).is_err());
+            let mut reads = (0..1_000_000).map(|n| (worker + n) % 1000 * 512);
+            let failed = reads.any(|at| file.read_exact_at(&mut bytes, at).is_err());
             let _ = tell.send(failed);
         });
     }
+    until("reads at the port", || fixture.port.reads.load(Ordering::Relaxed) > 200);
+    end(&shard);
     for _ in 0..8 {
         assert!(told.recv_timeout(Duration::from_secs(30)).unwrap());
     }

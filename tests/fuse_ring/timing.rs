@@ -8,7 +8,6 @@ use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, RwLock};
 
-use orlop::transport::fuse_ring::Rings;
 use orlop_fuse::{
     Bytes, DiskId, Errno, Extent, Fact, Layout, Mounted, Offset, Options, Port, ReadReply, Reply,
     Run, RunKind, Text, mount,
@@ -100,9 +99,9 @@ struct Target {
     _dir: tempfile::TempDir,
 }
 
-fn target(name: &str, at_once: bool, rings: Option<Rings>) -> Target {
+fn target(name: &str, at_once: bool, ring: bool) -> Target {
     let dir = tempfile::tempdir().unwrap();
-    let ring = rings.map(|rings| Arc::new(rings) as Arc<dyn orlop_fuse::RingHost>);
+    let ring = if ring { crate::ring::chosen() } else { None };
     let options = Options { layout: Layout::Single, ring, ..Options::default() };
     let disk = [new_disk(DISK, "x", LEN)];
     let mounted = mount(Quick::new(at_once), dir.path(), &options, &disk).unwrap();
@@ -149,15 +148,10 @@ fn rings_against_the_classic_channel() {
     if !can_mount() || !crate::ring::is_on() {
         return;
     }
-    let of = |rings, pinned| Some(Rings { rings, pinned, ..Rings::default() });
     let mut targets = Vec::new();
     for (way, at_once) in [("shard", false), ("inline", true)] {
-        targets.push(target(&format!("classic {way}"), at_once, None));
-        targets.push(target(&format!("ring x1 {way}"), at_once, of(1, false)));
-        targets.push(target(&format!("ring x2 {way}"), at_once, of(2, false)));
-        if !at_once {
-            targets.push(target(&format!("ring x2 pinned {way}"), at_once, of(2, true)));
-        }
+        targets.push(target(&format!("classic {way}"), at_once, false));
+        targets.push(target(&format!("ring {way}"), at_once, true));
     }
     let loads: [(&str, &[&str]); 6] = [
         ("4k rr q1", &["--rw=randread", "--bs=4k", "--ioengine=psync"]),

@@ -195,6 +195,12 @@ impl Drop for Place {
     }
 }
 
+/// How requests come where nobody asks for anything.
+pub fn usual_transport() -> &'static str {
+    let offered = fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
+    if offered.is_ok_and(|told| told.trim() == "Y") { "uring" } else { "classic" }
+}
+
 /// An answer that must be a refusal with this code; gives what was said.
 pub fn refused(output: &Output, code: i32) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::foreign::{assert_same, content, have, orlop, run, run_any, text};
-use crate::place::{MIB, ORLOP, Place, refused};
+use crate::place::{MIB, ORLOP, Place, refused, usual_transport};
 
 fn open(path: &Path) -> File {
     File::options().read(true).write(true).open(path).unwrap()
@@ -68,7 +68,10 @@ fn the_small_files_and_attributes_tell_what_it_is() {
     assert_eq!(info["format"], "vhd (differencing)");
     assert_eq!(info["layers"].as_array().unwrap().len(), 2);
     assert_eq!(info["layers"][1]["path"], parent);
-    assert_eq!((&info["read_only"], &info["transport"]), (&false.into(), &"classic".into()));
+    assert_eq!(
+        (&info["read_only"], &info["transport"]),
+        (&false.into(), &usual_transport().into())
+    );
     assert!(!info["transport_because"].as_str().unwrap().is_empty());
     let chain = fs::read_to_string(place.path("m/chain.txt")).unwrap();
     assert!(chain.contains(uuid) && chain.contains("base.vhd"), "{chain}");
@@ -210,12 +213,12 @@ fn a_raw_file_that_is_the_disk_can_be_passed_through_and_nothing_else() {
     orlop(&["create", &place.name("fixed.vhd"), "-s", "8M", "--format", "vhd-fixed"]);
     place.mount("fixed.vhd", &["--passthrough"]);
     let info = place.info();
-    assert_eq!(info["transport"], "classic");
+    assert_eq!(info["transport"], usual_transport());
     let why = info["transport_because"].as_str().unwrap();
     assert!(why.contains("a VHD's file is not the disk"), "{why}");
     place.umount();
     place.mount("disk.raw", &["--passthrough", "--nbd", &place.name("socket")]);
-    assert_eq!(place.info()["transport"], "classic");
+    assert_eq!(place.info()["transport"], usual_transport());
     place.umount();
     place.nothing_is_left();
 }

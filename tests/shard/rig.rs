@@ -19,7 +19,7 @@ use orlop::engine::Disk;
 use orlop::engine::units::{ByteLen, DiskOffset, Extent};
 use orlop::format::Flat;
 use orlop::host::memory::ArenaSize;
-use orlop::host::{Aio, Descriptors, OpenMode};
+use orlop::host::{Aio, Choice, Descriptors, OpenMode};
 use orlop::meter::{Meter, Rates, Throttle};
 use orlop::shard::{DiskTag, ExportKey, Link, Mailbox, NewClient};
 use orlop::transport::nbd::{ClientLimits, ClientSettings, ExportShape, NbdClient, export_of};
@@ -36,6 +36,9 @@ pub(crate) struct Rig {
     thread: Option<JoinHandle<()>>,
     runtime: Runtime,
     folder: TempDir,
+    /// Whether mounts are to come through its ring.
+    #[allow(dead_code)]
+    pub(crate) inlets: bool,
 }
 
 /// What a peer's connection is like.
@@ -85,10 +88,20 @@ impl Rig {
     }
 
     pub(crate) fn on(aio: Aio, memory: ArenaSize, limit: Duration) -> Self {
-        let (mailbox, _, thread) = orlop::shard::spawn_within(aio, memory, limit).unwrap();
+        Self::of(orlop::shard::spawn_within(aio, memory, limit).unwrap(), false)
+    }
+
+    /// A shard whose ring carries mounts' requests.
+    #[allow(dead_code)]
+    pub(crate) fn with_inlets(memory: ArenaSize) -> Self {
+        Self::of(orlop::shard::spawn_with_inlets(Aio::Uring, memory).unwrap(), true)
+    }
+
+    fn of(started: (Mailbox, Choice, JoinHandle<()>), inlets: bool) -> Self {
+        let (mailbox, _, thread) = started;
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let folder = TempDir::new().unwrap();
-        Self { mailbox, thread: Some(thread), runtime, folder }
+        Self { mailbox, thread: Some(thread), runtime, folder, inlets }
     }
 
     pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {

@@ -49,19 +49,8 @@ impl std::fmt::Debug for Channel {
 
 impl ChannelHost for Channel {
     fn start(&self, connection: Connection) -> io::Result<()> {
-        let fuse = connection.fuse();
-        let flags = rustix::fs::fcntl_getfl(fuse)?;
-        rustix::fs::fcntl_setfl(fuse, flags | rustix::fs::OFlags::NONBLOCK)?;
-        let (line, watched) = (Line::of(&connection)?, fuse.try_clone_to_owned()?);
-        let nudge = self.mailbox.bell();
-        let reader = DeviceReader {
-            connection,
-            line,
-            files: Arc::clone(&self.files),
-            nudge: nudge.clone(),
-            standing: None,
-            kept: None,
-        };
+        let (watched, nudge) = (connection.fuse().try_clone_to_owned()?, self.mailbox.bell());
+        let reader = DeviceReader::new(connection, Arc::clone(&self.files), nudge.clone())?;
         self.mailbox.add_reader(NewReader { watched, nudge, reader: Box::new(reader) })
     }
 }
@@ -82,7 +71,8 @@ pub(super) enum Wanted {
     Write { extent: Extent, durable: bool, stamp: Stamp },
 }
 
-struct DeviceReader {
+/// Reads the device.
+pub(super) struct DeviceReader {
     connection: Connection,
     line: Arc<Line>,
     files: Arc<Files>,
@@ -145,6 +135,22 @@ impl Reader for DeviceReader {
 }
 
 impl DeviceReader {
+    pub(super) fn new(connection: Connection, files: Arc<Files>, nudge: Nudge) -> io::Result<Self> {
+        let fuse = connection.fuse();
+        let flags = rustix::fs::fcntl_getfl(fuse)?;
+        rustix::fs::fcntl_setfl(fuse, flags | rustix::fs::OFlags::NONBLOCK)?;
+        let line = Line::of(&connection)?;
+        Ok(Self { connection, line, files, nudge, standing: None, kept: None })
+    }
+
+    pub(super) const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn files(&self) -> &Files {
+        &self.files
+    }
+
     /// Sees to one request; false if nothing more may be read for now.
     fn serve(&mut self, cx: &mut Reading<'_>, head: &[u8; HEAD_BYTES], bytes: usize) -> bool {
         let unique = unique(head);

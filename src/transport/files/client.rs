@@ -11,9 +11,11 @@ use slab::Slab;
 
 use super::channel::{Parcel, Wanted};
 use super::queue::{Ask, Queue};
+use super::ring::EntryParcel;
 use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, FaultKind, MapKind, MapRun, Request, Segment};
-use crate::engine::units::{ByteLen, DiskOffset, Extent};
+use crate::engine::units::{ByteLen, DiskOffset, Extent, Span};
+use crate::host::inlet::Asked as AskedEntry;
 use crate::host::memory::{Arena, Lease};
 use crate::host::{ReceiveInto, SendList};
 use crate::meter::{Meter, Op};
@@ -60,6 +62,15 @@ enum What {
     WriteMail {
         lease: Lease,
         mail: Mail,
+        stamp: Stamp,
+    },
+    /// From a mount's entry, into or out of its own memory.
+    ReadEntry {
+        entry: AskedEntry,
+        span: Span,
+    },
+    WriteEntry {
+        entry: AskedEntry,
         stamp: Stamp,
     },
     Done {
@@ -232,6 +243,31 @@ impl FilesClient {
         }
     }
 
+    /// Starts what came in an entry: it has brought its memory.
+    fn begin_entry(&mut self, cx: &mut Context<'_>, parcel: &mut EntryParcel) {
+        let size = cx.disk_size().get();
+        let (Wanted::Read(extent) | Wanted::Write { extent, .. }) = parcel.wanted;
+        let len = extent.len.get();
+        // Whoever is not let in here takes the other way, and is told there.
+        if self.ending || extent.at.get() + len > size {
+            return;
+        }
+        let Some(entry) = parcel.entry.take() else { return };
+        match &parcel.wanted {
+            Wanted::Read(_) => {
+                let span = Span { len: len as u32, ..entry.room() };
+                let request = Request::Read { extent, into: span };
+                self.submit(cx, What::ReadEntry { entry, span }, Op::Read, len, request);
+            }
+            Wanted::Write { durable, stamp, .. } => {
+                let (fua, stamp) = (*durable, stamp.clone());
+                let from = Span { len: len as u32, ..entry.room() };
+                let request = Request::Write { extent, from, fua };
+                self.submit(cx, What::WriteEntry { entry, stamp }, Op::Write, len, request);
+            }
+        }
+    }
+
     /// A lease with the first bytes of the standing one: a copy, or that itself against another.
     fn take_data(
         &mut self,
@@ -314,7 +350,7 @@ impl FilesClient {
                 match result {
                     Err(errno) => reply.fail(errno),
                     Ok(told) => {
-                        fill_holes(cx.arena(), &lease, &told);
+                        fill_holes(cx.arena(), lease.span(), &told);
                         reply.data(cx.arena().bytes(lease.span()));
                     }
                 }
@@ -328,7 +364,7 @@ impl FilesClient {
                 match result {
                     Err(errno) => mail.read(Err(errno)),
                     Ok(told) => {
-                        fill_holes(cx.arena(), &lease, &told);
+                        fill_holes(cx.arena(), lease.span(), &told);
                         mail.read(Ok(cx.arena().bytes(lease.span())));
                     }
                 }
@@ -338,6 +374,17 @@ impl FilesClient {
                 stamp.touch();
                 mail.wrote(result.map(|_| bytes as u32));
                 self.give(cx, lease);
+            }
+            What::ReadEntry { entry, span } => match result {
+                Err(errno) => cx.answer(entry, errno.number(), 0),
+                Ok(told) => {
+                    fill_holes(cx.arena(), span, &told);
+                    cx.answer(entry, 0, span.len);
+                }
+            },
+            What::WriteEntry { entry, stamp } => {
+                stamp.touch();
+                super::ring::answer_write(cx, entry, result.map(|_| bytes as u32));
             }
             What::Done { reply } => reply.answer(result.map(drop)),
             What::Map { len, reply } => reply.answer(result.and_then(|told| runs_of(&told, len))),
@@ -391,6 +438,8 @@ impl Client for FilesClient {
     fn handed(&mut self, cx: &mut Context<'_>, parcel: &mut dyn Any) -> Fate {
         if let Some(parcel) = parcel.downcast_mut::<Parcel>() {
             self.begin_parcel(cx, parcel);
+        } else if let Some(parcel) = parcel.downcast_mut::<EntryParcel>() {
+            self.begin_entry(cx, parcel);
         }
         self.fate()
     }
@@ -461,6 +510,8 @@ impl Client for FilesClient {
                 | What::Write { lease, .. }
                 | What::ReadMail { lease, .. }
                 | What::WriteMail { lease, .. } => arena.give(lease),
+                // An entry of a shard that ends: its connection ends too.
+                What::ReadEntry { .. } | What::WriteEntry { .. } => {}
                 What::Done { .. } | What::Map { .. } | What::Stored { .. } => {}
             }
         }
@@ -475,7 +526,7 @@ impl Drop for FilesClient {
 }
 
 /// Makes a read's bytes whole: what no layer holds was not touched.
-fn fill_holes(arena: &mut Arena, lease: &Lease, told: &Answer) {
+fn fill_holes(arena: &mut Arena, whole: Span, told: &Answer) {
     let Answer::Segments(segments) = told else { return };
     let mut at = 0;
     for segment in segments {
@@ -483,7 +534,7 @@ fn fill_holes(arena: &mut Arena, lease: &Lease, told: &Answer) {
             Segment::Data(span) => span.len,
             Segment::Hole(len) => {
                 let len = len.get() as u32;
-                arena.zero(lease.part(at..at + len));
+                arena.zero(Span { start: whole.start + at, len, ..whole });
                 len
             }
         };

@@ -10,6 +10,7 @@ mod client;
 mod passed;
 mod port;
 mod queue;
+mod ring;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::shard::{DiskTag, ExportKey, Mailbox, Watch};
 
 pub use channel::Channel;
 pub use port::Files;
+pub use ring::Rings;
 
 /// What the small files beside a disk say, and its extended attributes.
 pub trait About: Send + Sync {

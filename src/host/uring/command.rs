@@ -9,15 +9,16 @@ use io_uring::squeue::Flags;
 
 /// Bytes of a submission with room for a command.
 pub(super) const SUBMISSION_BYTES: usize = 128;
-/// Bytes of the block beside each payload.
+/// Bytes of the block beside each payload: the request's header or the answer's, the structure of
+/// the operation, and what tells of the two.
 pub(super) const BLOCK_BYTES: usize = 288;
-/// The request's header, and the answer's: 128 bytes.
-pub(super) const HEAD: Range<usize> = 0..128;
-/// The structure of the operation.
-pub(super) const OPERATION: Range<usize> = 128..256;
+/// The same, as others count.
+pub(in crate::host) const ENTRY_BLOCK_BYTES: u32 = BLOCK_BYTES as u32;
+/// The header: 128 bytes.
+const HEAD: Range<usize> = 0..128;
 
 /// The iovecs a registration names: the block and the payload.
-pub(super) const IOVECS: u32 = 2;
+const IOVECS: u32 = 2;
 
 const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
@@ -90,7 +91,7 @@ pub(super) fn answer(block: &mut [u8], to: Request, errno: i32, payload_len: u32
 
 /// How many queues the kernel makes, of what `/sys/devices/system/cpu/possible` says: one for each
 /// processor that may ever be there. None: not such a list.
-pub(super) fn queues(possible: &str) -> Option<u16> {
+pub(in crate::host) fn queues(possible: &str) -> Option<u16> {
     let mut count: u16 = 0;
     for part in possible.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
