@@ -9,6 +9,8 @@
 //! emptied in one place, on a completion.
 #![allow(unsafe_code)]
 
+mod enter;
+mod lone;
 mod polls;
 mod sockets;
 
@@ -17,9 +19,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use nix::libc::{RWF_DSYNC, iovec, msghdr};
 use rustix::event::EventfdFlags;
@@ -36,6 +37,7 @@ use super::task::{Call, Task, TaskName, Via, Work};
 use super::wake::Waker;
 use crate::engine::effect::{FileId, IoError, Outcome};
 use crate::engine::units::ByteLen;
+use lone::Lone;
 
 /// The longest single transfer asked of the kernel, which itself stops just below 2 GiB.
 const TRANSFER_MAX: usize = 1 << 30;
@@ -54,6 +56,7 @@ pub struct Uring {
     polls: Slab<Poll>,
     /// Entries the submission queue had no room for.
     backlog: VecDeque<squeue::Entry>,
+    lone: Lone,
     /// Events that happened and wait to be told.
     ready: Vec<Event>,
     /// Numbers of sockets whose `Closed` went out with the last batch. Whoever got it may still be
@@ -68,6 +71,12 @@ pub struct Uring {
     cancels: usize,
     /// Polls in flight: nothing that ends by itself.
     polling: usize,
+    /// Quiet sends whose end was not seen yet.
+    quiet: Vec<u32>,
+    /// Whether the kernel can be told to report failures only.
+    can_skip: bool,
+    /// The next wait need not end because quiet sends are over.
+    may_defer: bool,
     counters: Counters,
 }
 
@@ -88,6 +97,8 @@ enum Operation {
         list: SendList,
         sent: ByteLen,
         message: Box<Message>,
+        /// How often the kernel had been called when it was issued.
+        since: u64,
     },
     /// The counter read from the waker's eventfd.
     Wake {
@@ -125,6 +136,16 @@ struct Socket {
     message: Option<Box<Message>>,
     /// The flag that asks for a whole payload, if the socket understands it.
     whole: i32,
+    takes: Takes,
+}
+
+/// How a socket took the last send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// While it was submitted.
+    AtOnce,
+    /// When its peer had made room.
+    Later,
 }
 
 impl Uring {
@@ -134,6 +155,7 @@ impl Uring {
         let mut free_slots: Vec<u32> = (0..slots).rev().collect();
         let wake_slot = Fixed(free_slots.pop().unwrap_or(0));
         ring.submitter().register_files_update(wake_slot.0, &[waker.fd().as_raw_fd()])?;
+        let can_skip = ring.params().is_feature_skip_cqe_on_success();
         let host = Self {
             ring,
             memory,
@@ -145,6 +167,7 @@ impl Uring {
             sockets: Slab::new(),
             polls: Slab::new(),
             backlog: VecDeque::new(),
+            lone: Lone::default(),
             ready: Vec::new(),
             told_closed: Vec::new(),
             completed: Vec::new(),
@@ -154,6 +177,9 @@ impl Uring {
             waiting_tasks: 0,
             cancels: 0,
             polling: 0,
+            quiet: Vec::new(),
+            can_skip,
+            may_defer: false,
             counters: Counters::default(),
         };
         Ok((host, description))
@@ -245,7 +271,7 @@ impl Uring {
                 None => {
                     let operation = Operation::File { task, slices: Vec::new() };
                     let index = self.operations.insert(operation);
-                    self.issue_file(index);
+                    self.issue_first(index);
                 }
             }
         }
@@ -308,80 +334,6 @@ impl Uring {
 
     pub(super) const fn counters(&self) -> Counters {
         self.counters
-    }
-
-    pub(super) fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-        events: &mut Vec<Event>,
-    ) -> io::Result<()> {
-        for number in self.told_closed.drain(..) {
-            self.sockets.release(number);
-        }
-        // The clock is asked only if the first round brings nothing.
-        let mut left = timeout;
-        let mut deadline = None;
-        loop {
-            self.arm_wake();
-            let want = usize::from(self.ready.is_empty() && left != Some(Duration::ZERO));
-            if let (Some(timeout), None) = (timeout, deadline) {
-                deadline = Instant::now().checked_add(timeout);
-            }
-            self.enter(want, left)?;
-            self.reap();
-            if !self.ready.is_empty() || left == Some(Duration::ZERO) {
-                self.take_ready(events);
-                return Ok(());
-            }
-            left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        }
-    }
-
-    pub(super) fn take_ready(&mut self, events: &mut Vec<Event>) {
-        self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
-        events.append(&mut self.ready);
-    }
-
-    /// Submits all entries and, with `want`, waits for a completion.
-    fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
-        self.fill_queue();
-        while !self.backlog.is_empty() {
-            self.submit_once()?;
-            self.fill_queue();
-        }
-        let idle = self.completed.is_empty() && self.ring.completion().is_empty();
-        let want = if idle { want } else { 0 };
-        let queue = self.ring.submission();
-        if want == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
-            return Ok(());
-        }
-        drop(queue);
-        self.counters.enters += 1;
-        let entered = match timeout.filter(|_| want > 0) {
-            Some(timeout) => {
-                let time = Timespec::from(timeout.min(Duration::from_secs(1 << 20)));
-                let args = SubmitArgs::new().timespec(&time);
-                self.ring.submitter().submit_with_args(want, &args)
-            }
-            None => self.ring.submit_and_wait(want),
-        };
-        endured(entered)
-    }
-
-    fn submit_once(&mut self) -> io::Result<()> {
-        self.counters.enters += 1;
-        endured(self.ring.submit())?;
-        self.reap_into_list();
-        Ok(())
-    }
-
-    fn submit_all(&mut self) -> io::Result<()> {
-        self.fill_queue();
-        while !self.backlog.is_empty() || !self.ring.submission().is_empty() {
-            self.submit_once()?;
-            self.fill_queue();
-        }
-        Ok(())
     }
 
     fn push(&mut self, entry: squeue::Entry, index: u32) {
@@ -475,6 +427,7 @@ impl Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         // I6 ends here too: the kernel must let go of all memory before it is freed.
+        self.drop_lone();
         let in_flight: Vec<u32> = self.operations.numbers().collect();
         for operation in in_flight {
             self.cancel(operation);
@@ -486,7 +439,7 @@ impl Drop for Uring {
             }
         }
         while self.operations.len() > 0 {
-            if self.enter(1, None).is_err() {
+            if self.enter(usize::from(self.quiet.is_empty()), None).is_err() {
                 // The ring is broken, and what the kernel still does is unknown: memory it may
                 // write to is never freed.
                 std::mem::forget(std::mem::replace(&mut self.operations, Slab::new()));
@@ -494,6 +447,7 @@ impl Drop for Uring {
                 return;
             }
             self.reap();
+            self.settle_quiet();
         }
         // The kernel tears a ring down some time after its descriptor is closed. The files go now,
         // and their locks with them: who opens an image next finds it free.
