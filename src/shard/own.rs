@@ -88,6 +88,11 @@ impl Shard {
         }
     }
 
+    /// Whether reads wait for memory.
+    pub(super) fn reads_wait(&self) -> bool {
+        !self.own.waiting.is_empty()
+    }
+
     /// Starts the reads there is memory for, in their order. True when there was one.
     pub(super) fn start_reads(&mut self) -> bool {
         let mut started = false;
