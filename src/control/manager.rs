@@ -363,6 +363,7 @@ impl Control {
                 self.attacher.broken(sr, &file, failure);
             }
         })?;
+        catalogue.untouched(vdi)?;
         let read_only = self.mode_of(found, mode, user)?;
         let chain = attached.repository.chain(&catalogue, vdi)?;
         let request = AttachRequest { sr, vdi, chain, size: found.size, read_only };

@@ -12,6 +12,7 @@ use super::failure::{Failure, Kind};
 use super::names::{DataFormat, SrUuid, VdiUuid, data_name};
 use super::record::{Lease, VdiRecord};
 use super::store::Space;
+use super::unfinished::Unfinished;
 use crate::engine::units::ByteLen;
 
 /// The longest chain of VDIs, a leaf and all its parents, that is made or served.
@@ -74,6 +75,8 @@ pub struct Catalogue {
     /// Whether there is a VHD that cannot be read, so that nobody can tell whose child it is. Until
     /// that is mended nothing is removed or merged that could be its parent.
     pub obscure: bool,
+    /// Operations of others that are not over.
+    pub unfinished: Unfinished,
     /// The space there is.
     pub space: Space,
 }
@@ -148,6 +151,7 @@ impl Catalogue {
         raws: BTreeMap<VdiUuid, Raw>,
         mut findings: Vec<Finding>,
         obscure: bool,
+        unfinished: Unfinished,
         space: Space,
     ) -> Self {
         let mut by_identity: HashMap<[u8; 16], Vec<VdiUuid>> = HashMap::new();
@@ -186,7 +190,7 @@ impl Catalogue {
         }
         vdis.values_mut().for_each(|vdi| vdi.children.sort());
         findings.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { sr, vdis, findings, obscure, space }
+        Self { sr, vdis, findings, obscure, unfinished, space }
     }
 }
 

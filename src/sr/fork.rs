@@ -173,6 +173,7 @@ impl Repository {
         self.ready()?;
         let catalogue = self.glance(&[source, dest])?;
         catalogue.visible(source)?;
+        catalogue.untouched(source)?;
         self.check_free(&catalogue, dest)?;
         let depth = catalogue.chain(source)?.len();
         if depth >= CHAIN_MAX {
