@@ -77,6 +77,14 @@ bench:
     cargo bench --bench commit
     cargo bench --bench repositories
 
+# Count the instructions of the hot paths, and fail where they take more than recorded; needs valgrind
+instructions:
+    cargo bench --bench instructions
+
+# Record what the hot paths take now, in benches/instructions/baseline.txt
+instructions-record:
+    cargo bench --bench instructions -- --record
+
 # What programs by others make of our images and of our server
 interop:
     CI=true cargo test --test 'interop_*' --test sigkill -- --nocapture

@@ -14,6 +14,8 @@ mod observe;
 mod sim;
 #[path = "control_crash/stage.rs"]
 mod stage;
+#[path = "control_crash/two_hosts.rs"]
+mod two_hosts;
 
 use std::collections::HashSet;
 use std::sync::Arc;

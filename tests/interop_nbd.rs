@@ -505,3 +505,55 @@ fn the_largest_disk_starts_at_once_in_little_memory_and_is_one_hole() {
     assert!(resident < 30 * MIB, "{resident} bytes resident");
     server.close();
 }
+
+#[test]
+fn a_null_disk_takes_everything_and_gives_zeroes() {
+    if !have(&["nbdinfo", "nbdcopy", "qemu-img", "qemu-io"]) {
+        return;
+    }
+    let null = Path::new("null:64G");
+    for mode in MODES.iter().filter(|mode| sessions::has_ring() || !mode.contains(&"uring")) {
+        let server = Server::start(null, mode);
+        let told = run("nbdinfo", &["--json", server.uri()]);
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(told["exports"][0]["export-size"], 64_u64 << 30);
+        assert_eq!(told["exports"][0]["is_read_only"], false);
+        // The last word is what qemu-io says of each request; a wrong pattern is an error.
+        let requests = [
+            "write -P 7 0 2M",
+            "write -P 7 1000 77",
+            "write -f -P 7 64K 4K",
+            "write -z 1M 1M",
+            "write -z -u 1M 1M",
+            "discard 0 1M",
+            "flush",
+            "read -P 0 0 4M",
+            "read -P 0 900 300",
+            "read -P 0 68719476224 512",
+        ];
+        let words = requests.iter().flat_map(|request| ["-c", request]);
+        let all: Vec<&str> = ["-f", "raw"].into_iter().chain(words).chain([server.uri()]).collect();
+        let said = run("qemu-io", &all);
+        assert!(!said.contains("fail"), "{said}");
+        let map = run("nbdinfo", &["--map", server.uri()]);
+        assert_eq!(map.split_whitespace().collect::<Vec<_>>()[..3], ["0", "68719476736", "2"]);
+        server.close();
+    }
+    let folder = TempDir::new().unwrap();
+    let (source, copy) = (folder.path().join("source"), folder.path().join("copy"));
+    std::fs::write(&source, content(8 * MIB, 3)).unwrap();
+    let server = Server::start(Path::new("null:8M"), &["--read-only"]);
+    run("nbdcopy", &[server.uri(), text(&copy)]);
+    assert_same(&std::fs::read(&copy).unwrap(), &vec![0; 8 << 20], "nbdcopy out");
+    assert!(!run_any("nbdcopy", &[text(&source), server.uri()]).status.success());
+    server.close();
+    // What is shown is no file of this name.
+    let info = orlop(&["info", "null:8M"]);
+    assert!(info.contains("null (it keeps nothing)"), "{info}");
+    let overlay = format!("--overlay={}", folder.path().display());
+    let server = Server::start(Path::new("null:8M"), &[&overlay]);
+    run("nbdcopy", &["--flush", text(&source), server.uri()]);
+    run("nbdcopy", &[server.uri(), text(&copy)]);
+    assert_same(&std::fs::read(&copy).unwrap(), &content(8 * MIB, 3), "an overlay over it");
+    server.close();
+}

@@ -61,7 +61,7 @@ const ROOMS: [Room; 23] = [
     },
     Room {
         name: "image",
-        rooms: &["engine", "format", "host"],
+        rooms: &["engine", "format", "host", "size"],
         crates: &["clap", "nix", "rustix", "tracing", "uuid", "vhd"],
         acts: true,
     },

@@ -3,16 +3,22 @@
 import hashlib
 import os
 import random
+import struct
 import subprocess
 
 MIB = 1 << 20
 
 
 class Image:
-    """A file. `kind`: raw, vhd, or chain (a VHD over others)."""
+    """A file. `kind`: raw, vhd, chain (a VHD over others), or many (with others `beside`)."""
 
-    def __init__(self, path, kind, disk_bytes, parents=()):
+    def __init__(self, path, kind, disk_bytes, parents=(), beside=(), export=""):
         self.path, self.kind, self.disk_bytes, self.parents = path, kind, disk_bytes, parents
+        self.beside, self.export = list(beside), export
+
+    def all_paths(self):
+        """It, and those that are served with it."""
+        return [self.path, *self.beside]
 
 
 def run(*words):
@@ -106,12 +112,40 @@ class Images:
         return Image(path, "vhd", self.bytes)
 
     def make_sized(self, gib):
-        """A VHD of so many GiB that holds nothing but the usual data at its start."""
+        """A VHD of so many GiB, every block of which has its place in a sparse file; data lie at
+        its start only."""
         path, size = self.path(f"sized-{gib}.vhd"), int(gib) << 30
         run(self.orlop, "create", path, "--size", str(size))
+        with open(path, "r+b") as file:
+            footer = file.read(512)
+            file.seek(512 + 16)
+            table_at, _, blocks, block_bytes = struct.unpack(">QIII", file.read(20))
+            slot = 8 + block_bytes // 512  # the bitmap ends where 4 KiB of data may begin
+            first = -(-(table_at + 4 * blocks) // 4096) * 8 + 7
+            entries = (first + slot * block for block in range(blocks))
+            file.seek(table_at)
+            file.write(struct.pack(f">{blocks}I", *entries))
+            end = (first + slot * blocks) * 512
+            file.truncate(end)
+            file.seek(end)
+            file.write(footer)
         image = Image(path, "vhd", size)
         self.write_some(image, 0, 1)
         return image
+
+    def make_many(self, count):
+        """So many VHDs for one server, each in a folder of its own; data lie in the first."""
+        first = self.get("sized-1")
+        beside = []
+        for number in range(1, int(count)):
+            folder = os.path.join(self.folder, "many", str(number))
+            path = os.path.join(folder, f"{number}.vhd")
+            if not os.path.exists(path):
+                os.makedirs(folder)
+                run(self.orlop, "create", path, "--size", str(first.disk_bytes))
+            beside.append(path)
+        export = os.path.basename(first.path) if beside else ""
+        return Image(first.path, "many", first.disk_bytes, beside=beside, export=export)
 
     def make_scattered(self, percent):
         """A full VHD of which so many percent of the blocks lie in random order in the file."""

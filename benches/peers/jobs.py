@@ -2,10 +2,15 @@
 
 
 class Case:
-    """A contestant of a job: a server over an image. `base` stands for fio on the bare file."""
+    """A contestant of a job: a server over an image. `fio` stands for fio on the bare file.
 
-    def __init__(self, label, server, image, renew=False):
+    `whole`: the load goes to all of the disk and not only where its data lie. `qd` and
+    `connections` stand in for the job's.
+    """
+
+    def __init__(self, label, server, image, renew=False, whole=False, qd=None, connections=None):
         self.label, self.server, self.image, self.renew = label, server, image, renew
+        self.whole, self.qd, self.connections = whole, qd, connections
 
 
 class Job:
@@ -19,15 +24,18 @@ class Job:
 
 
 class Floor:
-    """`of` over `over`, at least or at most so much, in `what`: iops, server_us or p50_us."""
+    """`of` over `over`, at least or at most so much, in `what`: iops, server_us or p50_us. Where
+    `over` is None, what `of` has by itself: system_calls."""
 
     def __init__(self, of, over, what="iops", least=None, most=None):
         self.of, self.over, self.what, self.least, self.most = of, over, what, least, most
 
     def text(self):
-        words = {"iops": "throughput", "server_us": "server CPU per request", "p50_us": "latency"}
+        words = {"iops": "throughput", "server_us": "server CPU per request", "p50_us": "latency",
+                 "system_calls": "system calls per request"}
         bound = f"at least {self.least}" if self.least is not None else f"at most {self.most}"
-        return f"{words[self.what]} of {self.of} over {self.over}: {bound}"
+        over = f" over {self.over}" if self.over else ""
+        return f"{words[self.what]} of {self.of}{over}: {bound}"
 
     def holds(self, ratio):
         return ratio >= self.least if self.least is not None else ratio <= self.most
@@ -54,11 +62,13 @@ def reading():
                 Floor("orlop", "nbdkit", least=2.5), Floor("orlop", "qemu-nbd", least=6),
                 Floor("orlop", "qemu-nbd io_uring", least=3.5),
                 Floor("orlop", "nbdkit", "server_us", most=0.35),
-                Floor("orlop", "qemu-nbd", "server_us", most=0.1)]),
+                Floor("orlop", "qemu-nbd", "server_us", most=0.1),
+                Floor("orlop", None, "system_calls", most=0.15)]),
         Job("raw-read-qd1", "4 KiB random reads of raw, depth 1", "randread", "4K", 1,
             same(READERS, "raw"), [
                 Floor("orlop", "nbdkit", "p50_us", most=0.7),
-                Floor("orlop", "qemu-nbd", "p50_us", most=0.5)]),
+                Floor("orlop", "qemu-nbd", "p50_us", most=0.5),
+                Floor("orlop", None, "system_calls", most=2)]),
         Job("vhd-read-qd32", "4 KiB random reads of a full VHD, depth 32", "randread", "4K", 32,
             same(VPC, "vhd") + [Case("orlop on raw", "orlop", "raw")],
             [Floor("orlop", "orlop on raw", least=0.95)]),
@@ -67,11 +77,17 @@ def reading():
                  Case("orlop on single", "orlop", "single-30")],
             [Floor("orlop on chain", "orlop on single", least=0.9)]),
         Job("raw-seq-read", "1 MiB reads of raw in order, depth 4", "read", "1M", 4,
-            same(READERS, "raw"), [
-                Floor("orlop", "nbdkit", least=1.3), Floor("orlop", "qemu-nbd", least=3)]),
+            same(READERS + ["orlop null"], "raw"), [
+                Floor("orlop", "nbdkit", least=1.3), Floor("orlop", "qemu-nbd", least=3),
+                Floor("orlop", "orlop null", least=0.7)]),
         Job("raw-read-4x", "4 KiB random reads of raw, four connections of depth 8", "randread",
-            "4K", 8, same(["orlop", "orlop 2 threads", "nbdkit", "qemu-nbd"], "raw"),
-            [Floor("orlop", "nbdkit", least=1)], connections=4),
+            "4K", 8, same(["orlop", "orlop 2 threads", "nbdkit", "qemu-nbd"], "raw")
+            + [Case("orlop, one connection", "orlop", "raw", qd=32, connections=1)],
+            [Floor("orlop", "nbdkit", least=1),
+             Floor("orlop", "orlop, one connection", "server_us", most=1)], connections=4),
+        Job("null-read-4x", "4 KiB reads of a null export, four connections of depth 8", "randread",
+            "4K", 8, same(["orlop null", "orlop null 2 threads"], "raw"),
+            [Floor("orlop null 2 threads", "orlop null", least=1.5)], connections=4),
     ]
 
 
@@ -108,9 +124,9 @@ def direct():
 def growth():
     """Curves: jobs with an `x`, drawn by the part of their key before the last dash."""
     jobs = []
-    for qd in (1, 2, 4, 8, 16, 32, 64, 128):
+    for qd in (1, 2, 4, 8, 16, 32, 64):
         jobs.append(Job(f"by-depth-of-queue-{qd}", "requests in flight", "randread", "4K", qd,
-                        same(("orlop", "nbdkit", "qemu-nbd"), "raw"), x=qd))
+                        same(READERS, "raw"), x=qd))
     for count in (1, 2, 4, 8, 16, 32, 64):
         jobs.append(Job(f"by-connections-{count}", "connections of depth 4", "randread", "4K", 4,
                         same(("orlop", "orlop 2 threads", "nbdkit"), "raw"), connections=count,
@@ -119,13 +135,28 @@ def growth():
         jobs.append(Job(f"by-layers-{depth}", "images in the chain", "randread", "4K", 32,
                         [Case("orlop", "orlop", f"chain-{depth}")], x=depth))
     for gib in (1, 32, 256, 1024, 2040):
-        jobs.append(Job(f"by-size-{gib}", "GiB of the disk", "randread", "4K", 32,
-                        [Case("orlop", "orlop", f"sized-{gib}")], x=gib))
-    for percent in (0, 25, 50, 100):
+        image = f"sized-{gib}"
+        jobs.append(Job(f"by-size-{gib}", "GiB of the disk, every block allocated", "randread",
+                        "4K", 32, [Case("where data lie", "orlop", image),
+                                   Case("all over the disk", "orlop", image, whole=True)], x=gib))
+    for count in (1, 10, 100, 500):
+        jobs.append(Job(f"by-disks-{count}", "disks served, one of them used", "randread", "4K",
+                        32, [Case("orlop", "orlop", f"many-{count}")], x=count))
+    for percent in (0, 25, 50, 75, 100):
+        image = f"scattered-{percent}"
         jobs.append(Job(f"by-fragmentation-{percent}", "percent of blocks out of order",
-                        "randread", "4K", 32,
-                        [Case("orlop", "orlop", f"scattered-{percent}")], x=percent))
+                        "randread", "4K", 32, [Case("orlop", "orlop", image)], x=percent))
+        jobs.append(Job(f"by-fragmentation-in-order-{percent}",
+                        "percent of blocks out of order, 1 MiB reads in order", "read", "1M", 4,
+                        [Case("orlop", "orlop", image)], x=percent))
     return jobs
+
+
+def short():
+    """What `orlop bench --peers` runs."""
+    wanted = ("raw-read-qd32", "raw-read-qd1", "vhd-read-qd32", "raw-seq-read", "raw-write-qd32",
+              "vhd-write-qd32")
+    return [job for job in reading() + writing() if job.key in wanted]
 
 
 SUITES = {"reading": reading, "writing": writing, "direct": direct, "growth": growth}

@@ -61,9 +61,11 @@ class Loader:
         self.bench(uri, "--rw", "read", "--bs", "1M", "--qd", 8, "--size", size,
                    "--ops", max(1, size >> 20))
 
-    def measure(self, running, job, seconds, seed, window):
-        words = ["--rw", job.rw, "--bs", job.bs, "--qd", job.qd, "--jobs", job.connections,
-                 "--time", seconds, "--seed", seed, "--size", window, "--json", "--yes", *job.more]
+    def measure(self, running, job, case, seconds, seed, window):
+        words = ["--rw", job.rw, "--bs", job.bs, "--qd", case.qd or job.qd, "--jobs",
+                 case.connections or job.connections, "--time", seconds, "--seed", seed,
+                 "--json", "--yes", *job.more]
+        words += [] if case.whole else ["--size", window]
         before = running.cpu_s()
         told = json.loads(self.bench(running.uri, *words))
         cpu = running.cpu_s() - before
@@ -74,7 +76,8 @@ class Loader:
         return {"iops": total["iops"], "mib_s": total["mib_per_s"],
                 "p50_us": total["latency_us"]["p50"], "p99_us": total["latency_us"]["p99"],
                 "server_us": cpu / ops * 1e6, "client_us": told["cpu"]["client_us_per_op"],
-                "resident_mib": running.resident_bytes() / (1 << 20)}
+                "resident_mib": running.resident_bytes() / (1 << 20),
+                "ready_ms": running.ready_ms or 0.0}
 
     def fio(self, image, job, seconds, window):
         """The same load on the bare file: what the machine could do at most."""
@@ -91,7 +94,8 @@ class Loader:
         spot = side["clat_ns"].get("percentile", {})
         return {"iops": side["iops"], "mib_s": side["bw_bytes"] / (1 << 20),
                 "p50_us": spot.get("50.000000", 0) / 1e3, "p99_us": spot.get("99.000000", 0) / 1e3,
-                "server_us": 0.0, "client_us": 0.0, "resident_mib": 0.0}
+                "server_us": 0.0, "client_us": 0.0, "resident_mib": 0.0,
+                "ready_ms": 0.0}
 
     def system_calls(self, running, job, window, ops=20000):
         """System calls of the server for each request, under strace: its own time is not told."""

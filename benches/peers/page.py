@@ -3,7 +3,7 @@
 import html
 import math
 
-from report import curve_of, floor_line, number
+from report import TOLD, curves_of, floor_line, number
 
 COLOURS = ["#1f6feb", "#d29922", "#8250df", "#2da44e", "#cf222e", "#57606a", "#bf8700"]
 STYLE = """
@@ -102,6 +102,17 @@ def latency(jobs):
     return f'<svg viewBox="0 0 860 260" role="img">{"".join(parts)}</svg>'
 
 
+def table_of(jobs):
+    out = ["<table><tr><th><th>" + "".join(f"<th>{name}" for _, name in TOLD)]
+    for job in jobs:
+        for case in job["cases"]:
+            figures = case.get("medians")
+            cells = [f"<td>{number(figures[what][0]) if figures[what][0] else ''}"
+                     for what, _ in TOLD] if figures else ["<td>fails"]
+            out.append(f"<tr><td>{job['x']}<td>{html.escape(case['label'])}" + "".join(cells))
+    return "".join(out) + "</table>"
+
+
 def page(report):
     out = ["<!doctype html><meta charset=utf-8><title>orlop beside its peers</title>",
            f"<style>{STYLE}</style><h1>orlop beside its peers</h1>",
@@ -110,14 +121,14 @@ def page(report):
            f"{report['mib']} MiB. Medians; the lines show where they lie with 95 %.</p><table>"]
     for server in report["servers"]:
         out.append(f"<tr><td>{html.escape(server['name'])}<td>{html.escape(server['version'])}"
-                   f"<td><code>{html.escape(server['command'])}</code>")
+                   f"<td><code>{html.escape(server['command'])}</code>"
+                   f"<td>{html.escape(server['about'])}")
     out.append("</table>")
     for failure in report["failures"]:
         out.append(f"<p class=missed>Fails: {html.escape(failure)}</p>")
-    grown = {}
+    out.append("<p>" + html.escape(report["load"]).replace("`", ""))
     for job in report["jobs"]:
         if job["x"] is not None:
-            grown.setdefault(curve_of(job), []).append(job)
             continue
         out.append(f"<h2>{html.escape(job['title'])}</h2>" + bars(job, "iops", "requests/s")
                    + bars(job, "server_us", "us of processor time per request") + "<ul>")
@@ -126,9 +137,14 @@ def page(report):
             line = floor_line(floor)[2:].replace("**", "")
             out.append(f"<li{kind}>{html.escape(line)}")
         out.append("</ul>")
-    for key, jobs in grown.items():
+    for key, jobs in curves_of(report).items():
         out.append(f"<h2>Growth: {html.escape(jobs[0]['title'])}</h2>"
                    + curve(jobs, "iops", "req/s") + curve(jobs, "server_us", "us each"))
         if key == "by-depth-of-queue":
             out.append("<h3>Latency against throughput</h3>" + latency(jobs))
+        else:
+            out.append(curve(jobs, "resident_mib", "MiB"))
+        if key in ("by-size", "by-disks", "by-layers"):
+            out.append(curve(jobs, "ready_ms", "ms"))
+        out.append(table_of(jobs))
     return "\n".join(out) + "\n"

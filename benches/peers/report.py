@@ -22,6 +22,11 @@ def summary(report):
         by_label = {case["label"]: case for case in job["cases"]}
         for floor in job["floors"]:
             of, over = by_label.get(floor["of"]), by_label.get(floor["over"])
+            if floor["over"] is None:
+                value = of and of.get(floor["what"])
+                floor["reached"] = None if value is None else [value, value, value]
+                floor["met"] = None if value is None else meets(floor, value)
+                continue
             if not (of and over and of["rounds"] and over["rounds"]):
                 floor["reached"], floor["met"] = None, None
                 continue
@@ -32,8 +37,11 @@ def summary(report):
                 continue
             value, low, high = middle(ratios, dice)
             floor["reached"] = [value, low, high]
-            bound = floor["least"] if floor["least"] is not None else floor["most"]
-            floor["met"] = value >= bound if floor["least"] is not None else value <= bound
+            floor["met"] = meets(floor, value)
+
+
+def meets(floor, value):
+    return value >= floor["least"] if floor["least"] is not None else value <= floor["most"]
 
 
 def number(value):
@@ -44,12 +52,16 @@ def markdown(report):
     lines = ["# orlop beside its peers", "",
              f"{report['date']}; {report['machine']}; {report['rounds']} interleaved rounds of "
              f"{report['seconds']} s, seed {report['seed']}; disks of {report['mib']} MiB in "
-             f"{report['file_system']}, caches warm unless a line says O_DIRECT. Medians, in "
-             "brackets where they lie with 95 %. Every contestant returned what was written to "
-             "it and reads the same bytes, or is listed as failing. `us` is processor time of the "
-             "server per request.", "", "| contestant | version | command |", "|---|---|---|"]
+             f"{report['file_system']}, on unix sockets. Medians, in brackets where they lie with "
+             "95 %. Every contestant returned what was written to it at depths 1, 16 and 64 and "
+             "reads the same bytes before it is timed, or is listed as failing; null exports keep "
+             "nothing. Caches are warm unless a contestant's line says O_DIRECT. `us` is processor "
+             "time of the server per request.", "",
+             "| contestant | version | command | |", "|---|---|---|---|"]
     for server in report["servers"]:
-        lines.append(f"| {server['name']} | {server['version']} | `{server['command']}` |")
+        lines.append(f"| {server['name']} | {server['version']} | `{server['command']}` "
+                     f"| {server['about']} |")
+    lines += ["", report["load"]]
     if report["failures"]:
         lines += ["", "Failing: " + "; ".join(report["failures"]) + "."]
     for job in report["jobs"]:
@@ -87,23 +99,35 @@ def curve_of(job):
     return job["key"].rsplit("-", 1)[0]
 
 
-def curves(report):
-    lines, seen = [], []
+# What a curve tells of each contestant: what is measured, and how it is called.
+TOLD = (("iops", "requests/s"), ("p50_us", "p50 us"), ("server_us", "us"),
+        ("resident_mib", "MiB resident"), ("ready_ms", "ms to start"))
+
+
+def curves_of(report):
+    """The jobs of each curve, in order."""
+    grown = {}
     for job in report["jobs"]:
-        if job["x"] is not None and curve_of(job) not in seen:
-            seen.append(curve_of(job))
-    for curve in seen:
-        jobs = [job for job in report["jobs"] if job["x"] is not None and curve_of(job) == curve]
-        labels = [case["label"] for case in jobs[0]["cases"]]
-        lines += ["", f"## Growth: {jobs[0]['title']}", "",
-                  "| " + " | ".join([jobs[0]["title"]] + [f"{label}: requests/s, us"
-                                                          for label in labels]) + " |",
-                  "|" + "---|" * (len(labels) + 1)]
+        if job["x"] is not None:
+            grown.setdefault(curve_of(job), []).append(job)
+    return grown
+
+
+def curves(report):
+    lines = []
+    for jobs in curves_of(report).values():
+        title = jobs[0]["title"]
+        heads = [name for _, name in TOLD]
+        lines += ["", f"## Growth: {title}", "",
+                  "| " + " | ".join(["", "contestant", *heads]) + " |",
+                  "|" + "---|" * (len(heads) + 2)]
         for job in jobs:
-            cells = []
             for case in job["cases"]:
                 figures = case.get("medians")
-                cells.append(f"{number(figures['iops'][0])}, {number(figures['server_us'][0])}"
-                             if figures else "fails")
-            lines.append(f"| {job['x']} | " + " | ".join(cells) + " |")
+                cells = ["fails"] + [""] * (len(TOLD) - 1)
+                if figures:
+                    # Only orlop says when it is ready.
+                    cells = [number(figures[what][0]) if figures[what][0] else ""
+                             for what, _ in TOLD]
+                lines.append(f"| {job['x']} | {case['label']} | " + " | ".join(cells) + " |")
     return lines

@@ -21,6 +21,16 @@ class Server:
         self.version_words = version or [words[0], "--version"]
         self.note, self.prepare, self.export = note, prepare, export
 
+        # Images may come several at once, and the first line on standard output says "ready".
+        self.says_when_ready = name.startswith("orlop")
+        # Whether what is written can be read: no contestant may be without it but those that say so.
+        self.keeps = True
+
+    def about(self):
+        """Cache mode and whatever else is not the usual."""
+        cached = [] if "O_DIRECT" in self.note or not self.keeps else ["page cache"]
+        return ", ".join(cached + ([self.note] if self.note else []))
+
     def program(self):
         return shutil.which(self.words[0])
 
@@ -31,8 +41,11 @@ class Server:
 
     def command(self, image, folder):
         values = {"image": image.path, "socket": os.path.join(folder, "nbd"), "folder": folder,
-                  "format": self.formats.get(image.kind, "")}
-        return [word.format(**values) for word in self.words]
+                  "size": image.disk_bytes, "format": self.formats.get(image.kind, "")}
+        words = []
+        for word in self.words:
+            words += image.all_paths() if word == "{image}" else [word.format(**values)]
+        return words
 
     def serves(self, image):
         return image.kind in self.formats
@@ -44,13 +57,14 @@ class Running:
     def __init__(self, server, image, folder):
         self.server, self.folder = server, folder
         self.socket = os.path.join(folder, "nbd")
-        self.uri = f"nbd+unix:///{server.export}?socket={self.socket}"
+        self.uri = f"nbd+unix:///{image.export or server.export}?socket={self.socket}"
         if os.path.exists(self.socket):
             os.unlink(self.socket)
         if server.prepare:
             server.prepare(image, folder)
         self.log = open(os.path.join(folder, "log"), "wb")
         self.pid_file = os.path.join(folder, "pid")
+        self.began = time.monotonic()
         # A session of its own, so that everything it starts can be found and ended.
         self.process = subprocess.Popen(
             server.command(image, folder), stdin=subprocess.DEVNULL, stdout=self.log,
@@ -66,6 +80,7 @@ class Running:
             pass
 
     def wait(self, answers):
+        self.ready_ms = self.said_so() if self.server.says_when_ready else None
         for _ in range(200):
             if os.path.exists(self.socket) and answers(self.uri):
                 self.follow()
@@ -77,6 +92,14 @@ class Running:
             said = log.read().strip().splitlines()[-2:]
         self.stop()
         raise RuntimeError(f"{self.server.name} does not answer: {' / '.join(said)}")
+
+    def said_so(self):
+        """Milliseconds until it said that it serves: its own start, and opening its images."""
+        while self.process.poll() is None and time.monotonic() - self.began < 20:
+            if os.path.getsize(self.log.name):
+                return (time.monotonic() - self.began) * 1e3
+            time.sleep(0.0005)
+        return None
 
     def processes(self):
         """Its processes: all of its session."""
@@ -144,9 +167,16 @@ def all_servers(orlop):
            "{format},node-name=n,file=f", "--nbd-server", "addr.type=unix,addr.path={socket}",
            "--export", "nbd,id=e,node-name=n,name=,writable=on"]
     both = {"raw": "raw", "vhd": "vpc"}
+    null = Server("orlop null", [orlop, "serve", "null:{size}", "--socket", "{socket}"],
+                  {"raw": "raw"}, note="keeps nothing")
+    null_2 = Server("orlop null 2 threads", null.words + ["--threads", "2"], {"raw": "raw"},
+                    note="keeps nothing")
+    null.keeps = null_2.keeps = False
     servers = [
         Server("orlop", [orlop, "serve", "{image}", "--socket", "{socket}"],
-               {"raw": "raw", "vhd": "vhd", "chain": "vhd"}),
+               {"raw": "raw", "vhd": "vhd", "chain": "vhd", "many": "vhd"}),
+        null,
+        null_2,
         Server("orlop direct",
                [orlop, "serve", "{image}", "--socket", "{socket}", "--cache", "none"],
                {"raw": "raw", "vhd": "vhd"}, note="O_DIRECT"),

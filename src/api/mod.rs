@@ -47,6 +47,9 @@ pub struct ApiLimits {
     pub connections: usize,
     /// Calls that run at once; more wait.
     pub calls: usize,
+    /// For so long a call waits for others to end. Whoever waits holds a connection, and the last
+    /// of those must not be gone while storage hangs.
+    pub turn_time: Duration,
 }
 
 impl Default for ApiLimits {
@@ -57,6 +60,7 @@ impl Default for ApiLimits {
             body_time: Duration::from_secs(10),
             connections: 128,
             calls: 16,
+            turn_time: Duration::from_secs(10),
         }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Path, Request, State};
@@ -226,10 +225,6 @@ fn expect_type(headers: &HeaderMap, ending: &str, right: &str) -> Result<(), Ref
     Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
 }
 
-/// For so long a call waits for others to end. Whoever waits holds a connection, and the last of
-/// those must not be gone while storage hangs.
-const TURN_TIME: Duration = Duration::from_secs(10);
-
 /// Receives a body and answers it where blocking is allowed.
 async fn ask<A: Send + 'static>(
     house: &House,
@@ -241,7 +236,7 @@ async fn ask<A: Send + 'static>(
     let (parts, body) = request.into_parts();
     let bytes = receive(&house.limits, &parts.headers, body).await?;
     let refused = |why: &str| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
-    let turn = timeout(TURN_TIME, Arc::clone(&house.calls).acquire_owned()).await;
+    let turn = timeout(house.limits.turn_time, Arc::clone(&house.calls).acquire_owned()).await;
     let Ok(turn) = turn else {
         return Err(refused("as many calls as may run at once do, and none ends; try again later"));
     };

@@ -1,7 +1,7 @@
 //! What `orlop sr` and `orlop vdi` have in common: where the daemon answers, what its errors mean
 //! to a shell, and which SR or VDI a word stands for.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::output::{Exit, Failure, SCHEMA_VERSION};
+use super::table::printable;
 use crate::api::client::{self, CallError, ClientError};
 use crate::sr::VdiUuid;
 
@@ -77,7 +78,8 @@ impl AskOptions {
     /// The SR that a word stands for, which is attached.
     pub(super) fn sr(&self, word: &str) -> Result<Sr, Failure> {
         let srs = self.srs()?;
-        let named = srs.iter().map(|sr| (sr.sr.as_str(), sr.label.as_str()));
+        let named =
+            srs.iter().map(|sr| Named { uuid: &sr.sr, label: &sr.label, is_snapshot: false });
         let found = choose("SR", word, &named.collect::<Vec<_>>())?;
         match srs.into_iter().nth(found.unwrap_or(usize::MAX)) {
             Some(sr) => Ok(sr),
@@ -118,6 +120,13 @@ impl AskOptions {
             if let Some(at) = at {
                 return Ok((srs.swap_remove(at), uuid));
             }
+            // One that is broken is in its SR all the same, which says more about it.
+            for sr in srs {
+                let scan = self.scan(&sr.sr)?;
+                if scan.vdis.iter().any(|vdi| vdi.uuid == uuid) || scan.broken(&uuid).is_some() {
+                    return Ok((sr, uuid));
+                }
+            }
         }
         self.vdi(sr, word).map(|found| (found.sr, found.vdi.uuid))
     }
@@ -128,23 +137,43 @@ impl AskOptions {
             Some(sr) => vec![self.sr(sr)?],
             None => self.srs()?,
         };
-        let mut all = Vec::new();
+        let (mut all, mut broken) = (Vec::new(), None);
         for sr in srs {
             let scan = self.scan(&sr.sr)?;
-            let hidden = scan.hidden.len();
+            broken = broken.or_else(|| scan.broken(word).cloned());
             all.extend(scan.vdis.iter().cloned().map(|vdi| {
                 let children = scan.children_of(&vdi.uuid);
                 Found { sr: sr.clone(), vdi, children }
             }));
-            tracing::debug!(sr = sr.sr, hidden, "scanned");
         }
-        let named: Vec<_> =
-            all.iter().map(|found| (found.vdi.uuid.as_str(), found.vdi.label.as_str())).collect();
-        let found = choose("VDI", word, &named)?;
-        match all.into_iter().nth(found.unwrap_or(usize::MAX)) {
-            Some(found) => Ok(found),
-            None => Err(unknown("VDI", word, "'orlop vdi list' shows those of attached SRs")),
+        let named = all.iter().map(|Found { vdi, .. }| Named {
+            uuid: &vdi.uuid,
+            label: &vdi.label,
+            is_snapshot: vdi.snapshot_of.is_some(),
+        });
+        let found = choose("VDI", word, &named.collect::<Vec<_>>())?;
+        match (all.into_iter().nth(found.unwrap_or(usize::MAX)), broken) {
+            (Some(found), _) => Ok(found),
+            (None, Some(Finding { name, problem })) => {
+                let hint = "mend it, or restore it from a backup; 'orlop sr scan' lists what is \
+                            broken";
+                let text = format!("{name} cannot be used: {problem}");
+                Err(Failure::new(Exit::Failed, "broken", text, hint.to_owned()))
+            }
+            (None, None) => {
+                Err(unknown("VDI", word, "'orlop vdi list' shows those of attached SRs"))
+            }
         }
+    }
+}
+
+/// Tells people what is wrong in an SR, beside what is asked.
+pub(super) fn tell_findings(scan: &Scan) {
+    let mut stderr = std::io::stderr().lock();
+    for Finding { name, problem } in &scan.findings {
+        let (name, problem) = (printable(name), printable(problem));
+        // A note nobody can read is no reason to fail.
+        let _unread = writeln!(stderr, "orlop: note: SR {}: {name}: {problem}", scan.sr);
     }
 }
 
@@ -204,6 +233,15 @@ pub(super) struct Scan {
 }
 
 impl Scan {
+    /// What is wrong with the data file of a VDI whose uuid begins so.
+    fn broken(&self, word: &str) -> Option<&Finding> {
+        let lower = word.to_ascii_lowercase();
+        let is_data = |name: &str| name.ends_with(".vhd") || name.ends_with(".raw");
+        self.findings.iter().find(|finding| {
+            !lower.is_empty() && finding.name.starts_with(&lower) && is_data(&finding.name)
+        })
+    }
+
     /// Those that need the data of a VDI.
     pub(super) fn children_of(&self, vdi: &str) -> Vec<String> {
         let all = self.vdis.iter().chain(&self.hidden);
@@ -270,26 +308,39 @@ impl Found {
     }
 }
 
+/// What a word may stand for.
+#[derive(Clone, Copy)]
+struct Named<'a> {
+    uuid: &'a str,
+    label: &'a str,
+    /// It was made from another, perhaps with its label.
+    is_snapshot: bool,
+}
+
 /// Which of these a word stands for: a whole uuid, else the only one whose uuid begins with it or
-/// whose label it is.
-fn choose(what: &str, word: &str, all: &[(&str, &str)]) -> Result<Option<usize>, Failure> {
+/// whose label it is; of a VDI and its snapshots that share a label, the VDI.
+fn choose(what: &str, word: &str, all: &[Named<'_>]) -> Result<Option<usize>, Failure> {
     let lower = word.to_ascii_lowercase();
     if lower.len() == UUID_LEN
-        && let Some(exact) = all.iter().position(|(uuid, _)| *uuid == lower)
+        && let Some(exact) = all.iter().position(|one| one.uuid == lower)
     {
         return Ok(Some(exact));
     }
-    let fits = |(uuid, label): &(&str, &str)| {
-        !word.is_empty() && (uuid.starts_with(&lower) || *label == word)
-    };
+    let fits =
+        |one: &Named<'_>| !word.is_empty() && (one.uuid.starts_with(&lower) || one.label == word);
     let fitting: Vec<usize> =
         all.iter().enumerate().filter(|(_, one)| fits(one)).map(|(at, _)| at).collect();
-    match fitting.as_slice() {
-        [] => Ok(None),
-        [only] => Ok(Some(*only)),
-        several => {
+    let is_original = |at: &&usize| !all[**at].is_snapshot;
+    let mut originals = fitting.iter().filter(is_original);
+    let original = originals.next().filter(|_| originals.next().is_none());
+    let all_labels = fitting.iter().all(|at| all[*at].label == word);
+    match (fitting.as_slice(), original) {
+        ([], _) => Ok(None),
+        ([only], _) => Ok(Some(*only)),
+        (_, Some(original)) if all_labels => Ok(Some(*original)),
+        (several, _) => {
             let listed = several.iter().take(LISTED_MAX).map(|at| {
-                let (uuid, label) = all[*at];
+                let Named { uuid, label, .. } = all[*at];
                 if label.is_empty() { uuid.to_owned() } else { format!("{uuid} ({label:?})") }
             });
             let listed = listed.collect::<Vec<_>>().join(", ");
@@ -354,20 +405,27 @@ fn meaning(name: &str) -> (&'static str, Exit) {
 
 #[cfg(test)]
 mod tests {
-    use super::choose;
+    use super::{Named, choose};
 
-    const ALL: [(&str, &str); 3] = [
-        ("98de866e-b035-4b1a-a571-613bff542b89", "root"),
-        ("98de866e-b035-4b1a-a571-613bff542b8a", "data"),
-        ("1b2e6fd4-8d53-4d2c-9d5c-2c8b83eb0a11", "data"),
+    const ALL: [Named<'static>; 5] = [
+        named("98de866e-b035-4b1a-a571-613bff542b89", "root", false),
+        named("98de866e-b035-4b1a-a571-613bff542b8a", "data", false),
+        named("1b2e6fd4-8d53-4d2c-9d5c-2c8b83eb0a11", "data", false),
+        named("2c2e6fd4-8d53-4d2c-9d5c-2c8b83eb0a11", "root", true),
+        named("3d2e6fd4-8d53-4d2c-9d5c-2c8b83eb0a11", "root", true),
     ];
+
+    const fn named(uuid: &'static str, label: &'static str, is_snapshot: bool) -> Named<'static> {
+        Named { uuid, label, is_snapshot }
+    }
 
     #[test]
     fn a_word_stands_for_one_or_for_none() {
         let found = |word: &str| choose("VDI", word, &ALL).map_err(|_| ());
-        assert_eq!(found(ALL[1].0), Ok(Some(1)));
-        assert_eq!(found(&ALL[1].0.to_uppercase()), Ok(Some(1)));
+        assert_eq!(found(ALL[1].uuid), Ok(Some(1)));
+        assert_eq!(found(&ALL[1].uuid.to_uppercase()), Ok(Some(1)));
         assert_eq!(found("1b"), Ok(Some(2)));
+        // Not its snapshots, which bear its label.
         assert_eq!(found("root"), Ok(Some(0)));
         assert_eq!((found("x"), found("")), (Ok(None), Ok(None)));
         assert_eq!((found("98de"), found("data")), (Err(()), Err(())));

@@ -69,6 +69,7 @@ pub(super) fn run(options: &InfoOptions, out: &mut dyn Write) -> Result<Exit, Fa
 
 fn kind_name(content: &Content) -> &'static str {
     match content.vhd().map(|image| image.footer.kind) {
+        None if matches!(content, Content::Null { .. }) => "null",
         None => "raw",
         Some(DiskKind::Fixed) => "fixed",
         Some(DiskKind::Dynamic) => "dynamic",
@@ -94,7 +95,11 @@ pub(super) fn show(layer: &OpenedLayer, out: &mut dyn Write) -> io::Result<()> {
     let mut line = |name: &str, value: &str| writeln!(out, "{name:<12} {value}");
     line("image", &layer.path.display().to_string())?;
     let kind = kind_name(&layer.content);
-    let format = if kind == "raw" { kind.to_owned() } else { format!("vhd ({kind})") };
+    let format = match &layer.content {
+        Content::Vhd(_) => format!("vhd ({kind})"),
+        Content::Null { .. } => "null (it keeps nothing)".to_owned(),
+        Content::Raw { .. } => kind.to_owned(),
+    };
     line("format", &format)?;
     line("disk size", &size_line(layer.content.size()))?;
     line("file size", &size_line(layer.file_bytes))?;
@@ -130,11 +135,11 @@ pub(super) fn show(layer: &OpenedLayer, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn as_json(layer: &OpenedLayer) -> Value {
-    let raw = layer.content.vhd().is_none();
+    let kind = kind_name(&layer.content);
     let mut object = json!({
         "path": layer.path.display().to_string(),
-        "format": if raw { "raw" } else { "vhd" },
-        "kind": kind_name(&layer.content),
+        "format": if layer.content.vhd().is_some() { "vhd" } else { kind },
+        "kind": kind,
         "size": layer.content.size().get(),
         "file_bytes": layer.file_bytes.get(),
         "allocated_bytes": layer.allocated_bytes.get(),

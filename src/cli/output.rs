@@ -87,6 +87,12 @@ impl Failure {
         Self { exit, code, message, hint }
     }
 
+    /// The same after something that was done, said in words that go before.
+    #[must_use]
+    pub fn after(self, done: &str) -> Self {
+        Self { message: format!("{done} {}", self.message), ..self }
+    }
+
     /// Tells the user, and how the process ends.
     pub fn report(&self, json: bool, out: &mut dyn Write) -> Exit {
         if self.code == PIPE_CLOSED {

@@ -52,10 +52,29 @@ pub struct Control {
 pub(super) struct Attached {
     kind: String,
     config: DeviceConfig,
+    /// As it was when the SR was attached: who lists SRs does not wait for storage.
+    label: String,
     pub(super) driver: Box<dyn Driver>,
     pub(super) repository: Repository,
     turns: Turns,
     vdis: Mutex<BTreeMap<VdiUuid, (bool, Access)>>,
+}
+
+impl Attached {
+    fn new(
+        kind: String,
+        config: DeviceConfig,
+        driver: Box<dyn Driver>,
+        repository: Repository,
+    ) -> Arc<Self> {
+        let record = repository.record().unwrap_or_else(|error| {
+            tracing::warn!(sr = %repository.uuid(), %error, "its label is not known");
+            None
+        });
+        let label = record.map(|record| record.label).unwrap_or_default();
+        let (turns, vdis) = (Turns::default(), Mutex::default());
+        Arc::new(Self { kind, config, label, driver, repository, turns, vdis })
+    }
 }
 
 impl std::fmt::Debug for Control {
@@ -221,9 +240,8 @@ impl Control {
         });
         match remembered {
             Ok(repository) => {
-                let (turns, vdis, config) = (Turns::default(), Mutex::default(), config.clone());
-                let attached = Attached { kind, config, driver, repository, turns, vdis };
-                locked(&self.srs).insert(sr, Arc::new(attached));
+                let attached = Attached::new(kind, config.clone(), driver, repository);
+                locked(&self.srs).insert(sr, attached);
                 Ok(())
             }
             Err(failure) => {
@@ -244,12 +262,13 @@ impl Control {
             return Err(Failure::new(Kind::Busy, format!("SR {sr}"), why)
                 .advise("detach them first (vdi_detach)"));
         }
-        // From here on nobody new finds it; whoever found it before waits for this turn in vain.
+        // From here on nobody new finds it; whoever found it before gets no turn any more.
         locked(&self.srs).remove(&sr);
-        drop(turn);
+        turn.close();
         let attached = match alone(attached, self.patience.max(ASIDE)) {
             Ok(alone) => alone,
             Err(shared) => {
+                shared.turns.open_again();
                 locked(&self.srs).insert(sr, shared);
                 let why = "another operation in the SR is running";
                 return Err(Failure::new(Kind::Busy, format!("SR {sr}"), why));
@@ -263,9 +282,7 @@ impl Control {
                 Repository::open(sr, &self.around.host, substrate.store, substrate.shared)
             });
             if let Ok(repository) = again {
-                let (turns, vdis) = (Turns::default(), Mutex::default());
-                let attached = Attached { kind, config, driver, repository, turns, vdis };
-                locked(&self.srs).insert(sr, Arc::new(attached));
+                locked(&self.srs).insert(sr, Attached::new(kind, config, driver, repository));
             }
             return Err(failure);
         }
@@ -293,21 +310,13 @@ impl Control {
 
     fn sr_list(&self) -> Result<Outcome, Failure> {
         let srs: Vec<_> = locked(&self.srs).values().cloned().collect();
-        let list = srs.into_iter().map(|attached| {
-            let sr = attached.repository.uuid();
-            // It is attached, whatever became of its label.
-            let record = attached.repository.record().unwrap_or_else(|error| {
-                tracing::warn!(%sr, %error, "its label is not known");
-                None
-            });
-            AttachedSr {
-                sr,
-                driver: attached.kind.clone(),
-                config: attached.config.clone(),
-                label: record.map(|record| record.label).unwrap_or_default(),
-                place: attached.repository.place(),
-                vdis: locked(&attached.vdis).keys().copied().collect(),
-            }
+        let list = srs.into_iter().map(|attached| AttachedSr {
+            sr: attached.repository.uuid(),
+            driver: attached.kind.clone(),
+            config: attached.config.clone(),
+            label: attached.label.clone(),
+            place: attached.repository.place(),
+            vdis: locked(&attached.vdis).keys().copied().collect(),
         });
         Ok(Outcome::Srs(list.collect()))
     }
@@ -354,6 +363,7 @@ impl Control {
                 self.attacher.broken(sr, &file, failure);
             }
         })?;
+        catalogue.untouched(vdi)?;
         let read_only = self.mode_of(found, mode, user)?;
         let chain = attached.repository.chain(&catalogue, vdi)?;
         let request = AttachRequest { sr, vdi, chain, size: found.size, read_only };

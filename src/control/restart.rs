@@ -12,13 +12,17 @@ use crate::sr::{Failure, Kind, SrUuid, driver};
 
 impl Control {
     /// Attaches again what was attached when this host's last process ended. What cannot be is
-    /// told, and tried again next time.
+    /// told, and tried again next time; so is what is left when `goes_on` says no, which is asked
+    /// before each SR and each VDI.
     ///
     /// # Errors
     /// When nobody knows what was attached.
-    pub fn restore(&self) -> Result<Vec<Error>, Error> {
+    pub fn restore(&self, goes_on: impl Fn() -> bool) -> Result<Vec<Error>, Error> {
         let mut failures = Vec::new();
         for (sr, remembered) in self.memory.recall()? {
+            if !goes_on() {
+                break;
+            }
             let place = format!("SR {sr}");
             let attached = self.sr_attach(sr, &remembered.driver, &remembered.config);
             if let Err(failure) = attached {
@@ -26,6 +30,9 @@ impl Control {
                 continue;
             }
             for (vdi, remembered) in remembered.vdis {
+                if !goes_on() {
+                    break;
+                }
                 let RememberedVdi { read_only, user } = &remembered;
                 let mode = if *read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite };
                 if let Err(failure) = self.vdi_attach(sr, vdi, mode, user.as_deref()) {

@@ -24,6 +24,8 @@ pub(super) enum Need {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The SR goes: nobody gets a turn.
+    closed: bool,
     all: bool,
     structure: bool,
     vdis: BTreeSet<VdiUuid>,
@@ -92,6 +94,9 @@ impl Turns {
         let deadline = Instant::now() + patience;
         let mut state = self.state();
         loop {
+            if state.closed {
+                return Err(Failure::new(Kind::NoSr, place, "it is not attached here"));
+            }
             let Some(why) = state.obstacle(&need) else {
                 state.note(&need, true);
                 return Ok(Turn { turns: self, need });
@@ -105,6 +110,11 @@ impl Turns {
         }
     }
 
+    /// Takes a [`Turn::close`] back.
+    pub(super) fn open_again(&self) {
+        self.state().closed = false;
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -115,6 +125,13 @@ impl Turns {
 pub(super) struct Turn<'a> {
     turns: &'a Turns,
     need: Need,
+}
+
+impl Turn<'_> {
+    /// Ends the turn, and with it all turns: whoever waits or comes is told that there is no SR.
+    pub(super) fn close(self) {
+        self.turns.state().closed = true;
+    }
 }
 
 impl Drop for Turn<'_> {
@@ -146,6 +163,22 @@ mod tests {
         assert!(busy(Need::All) && busy(Need::One(a)) && busy(Need::Structure(vec![])));
         drop(scan);
         assert!(try_take(Need::All).is_ok());
+    }
+
+    #[test]
+    fn whoever_waits_for_an_sr_that_goes_is_told_that_it_is_gone() {
+        let turns = Turns::default();
+        let a = VdiUuid::from_bytes([1; 16]);
+        let last = turns.take(Need::All, "here", Duration::ZERO).unwrap();
+        let patient = |need| turns.take(need, "here", Duration::from_secs(600)).map(drop);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| patient(Need::One(a)));
+            last.close();
+            assert_eq!(waiting.join().unwrap().unwrap_err().kind, Kind::NoSr);
+        });
+        assert_eq!(patient(Need::All).unwrap_err().kind, Kind::NoSr);
+        turns.open_again();
+        assert!(patient(Need::One(a)).is_ok());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -123,7 +124,7 @@ async fn live(
     };
     let (ended, control) = match Control::new(settled, Arc::clone(&live) as _).map(Arc::new) {
         Ok(control) => {
-            (answer(settings, &control, passed, &mut signals, reload).await, Some(control))
+            (answer(settings, (&live, &control), passed, &mut signals, reload).await, Some(control))
         }
         Err(error) => (Err(error.into()), None),
     };
@@ -131,8 +132,15 @@ async fn live(
     let stopped =
         stopped.and_then(|stopped| stopped.map_err(DaemonError::live("make all disks durable")));
     if let Some(control) = control {
-        for failure in blocking(move || control.release()).await? {
-            tracing::warn!(%failure, "it stays as it is; the next start takes it over");
+        // What hangs with its storage is the kernel's to end.
+        let released = within(settings.stop, "the SRs", blocking(move || control.release())).await;
+        match released {
+            Ok(failures) => failures?.into_iter().for_each(|failure| {
+                tracing::warn!(%failure, "it stays as it is; the next start takes it over");
+            }),
+            Err(error) => {
+                tracing::warn!(%error, "an SR cannot be let go; the next start takes it over")
+            }
         }
     }
     tracing::info!(well = stopped.is_ok(), "stopped");
@@ -142,26 +150,50 @@ async fn live(
 /// Attaches what was attached, opens the door, and shuts it when a signal comes.
 async fn answer(
     settings: &Settings,
-    control: &Arc<Control>,
+    (live, control): (&Live, &Arc<Control>),
     passed: Option<OwnedFd>,
     signals: &mut Signals,
     reload: Reload<'_>,
 ) -> Result<(), DaemonError> {
-    let failures = blocking({
-        let control = Arc::clone(control);
-        move || control.restore()
-    });
-    for failure in failures.await?? {
-        tracing::warn!(%failure, "not attached again; the next start tries again");
+    if !attach_again(settings, control, signals).await? {
+        tracing::info!("told to stop before everything was attached again; the next start goes on");
+        return Ok(());
     }
     let door = Door::open(settings, control, passed)
         .map_err(|error| DaemonError::Socket { place: settings.api_socket.clone(), error })?;
     tracing::info!(socket = %door.place.display(), nbd = %settings.nbd_socket.display(), "ready");
     system::tell(&[NotifyState::Ready, NotifyState::Status("answering")]);
-    let ended = stay(settings, &door, signals, reload).await;
+    let ended = stay(settings, live, &door, signals, reload).await;
     system::tell(&[NotifyState::Stopping, NotifyState::Status("making disks durable")]);
     tracing::info!("stopping: calls under way end, disks are made durable");
     door.close(settings.stop).await.and(ended)
+}
+
+/// Attaches what was attached; false: a signal came, and the rest is left for the next start.
+async fn attach_again(
+    settings: &Settings,
+    control: &Arc<Control>,
+    signals: &mut Signals,
+) -> Result<bool, DaemonError> {
+    system::tell(&[NotifyState::Status("attaching what was attached")]);
+    let told = Arc::new(AtomicBool::new(false));
+    let restoring = blocking({
+        let (control, told) = (Arc::clone(control), Arc::clone(&told));
+        move || control.restore(|| !told.load(Ordering::Relaxed))
+    });
+    tokio::pin!(restoring);
+    let failures = tokio::select! {
+        failures = &mut restoring => failures??,
+        () = signals.end() => {
+            told.store(true, Ordering::Relaxed);
+            // One of them may hang with its storage.
+            within(settings.stop, "attaching what was attached", restoring).await???
+        }
+    };
+    for failure in failures {
+        tracing::warn!(%failure, "not attached again; the next start tries again");
+    }
+    Ok(!told.load(Ordering::Relaxed))
 }
 
 /// What arrives while the daemon lives.
@@ -181,6 +213,14 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
         })
+    }
+
+    /// Returns when one comes that wants an end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -295,11 +335,12 @@ fn listen(settings: &Settings, passed: Option<OwnedFd>) -> io::Result<(UnixListe
 /// Answers until a signal says that it is over.
 async fn stay(
     settings: &Settings,
+    live: &Live,
     door: &Door,
     signals: &mut Signals,
     reload: Reload<'_>,
 ) -> Result<(), DaemonError> {
-    let watched = pulse::tell(door.place.clone(), settings.nbd_socket.clone());
+    let watched = pulse::tell(door.place.clone(), settings.nbd_socket.clone(), || live.has_room());
     tokio::pin!(watched);
     let mut look = tokio::time::interval(Duration::from_secs(1));
     loop {

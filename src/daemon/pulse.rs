@@ -19,12 +19,12 @@ const GREETING: &[u8] = b"NBDMAGICIHAVEOPT";
 
 /// Tells the service manager that the daemon lives, as often as it wants to hear it, for as long
 /// as that is so. Never ends.
-pub(super) async fn tell(api: PathBuf, nbd: PathBuf) -> Infallible {
+pub(super) async fn tell(api: PathBuf, nbd: PathBuf, has_room: impl Fn() -> bool) -> Infallible {
     let Some(every) = system::watchdog() else { return std::future::pending().await };
     let mut turn = tokio::time::interval(every);
     loop {
         turn.tick().await;
-        match tokio::time::timeout(every, look(&api, &nbd)).await {
+        match tokio::time::timeout(every, look(&api, &nbd, &has_room)).await {
             Ok(Ok(())) => system::tell(&[NotifyState::Watchdog]),
             Ok(Err(error)) => tracing::warn!(%error, "a socket of ours does not answer"),
             Err(_) => tracing::warn!(?every, "a socket of ours does not answer in time"),
@@ -32,9 +32,10 @@ pub(super) async fn tell(api: PathBuf, nbd: PathBuf) -> Infallible {
     }
 }
 
-async fn look(api: &Path, nbd: &Path) -> io::Result<()> {
+/// A daemon with as many NBD clients as it may have greets no more of them, and lives.
+async fn look(api: &Path, nbd: &Path, has_room: impl Fn() -> bool) -> io::Result<()> {
     expect(api, QUESTION, ANSWER).await?;
-    expect(nbd, &[], GREETING).await
+    if has_room() { expect(nbd, &[], GREETING).await } else { Ok(()) }
 }
 
 async fn expect(socket: &Path, question: &[u8], answer: &[u8]) -> io::Result<()> {
@@ -64,7 +65,7 @@ mod tests {
     async fn a_socket_that_does_not_answer_rightly_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let (api, nbd) = (dir.path().join("api"), dir.path().join("nbd"));
-        assert!(look(&api, &nbd).await.is_err());
+        assert!(look(&api, &nbd, || true).await.is_err());
         let listener = UnixListener::bind(&api).unwrap();
         let server = tokio::spawn(async move {
             for answer in [b"HTTP/1.1 200 OK\r\n".as_slice(), b"HTTP/1.1 500 No\r\n", b""] {
@@ -85,6 +86,24 @@ mod tests {
             stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").await.unwrap();
         });
         assert!(expect(&nbd, &[], GREETING).await.is_ok());
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_clients_is_no_sign_of_death() {
+        let dir = tempfile::tempdir().unwrap();
+        let (api, nbd) = (dir.path().join("api"), dir.path().join("nbd"));
+        let listener = UnixListener::bind(&api).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut question = vec![0; QUESTION.len()];
+            stream.read_exact(&mut question).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
+        });
+        // Nobody accepts there.
+        let _full = UnixListener::bind(&nbd).unwrap();
+        let looked = tokio::time::timeout(LIMIT, look(&api, &nbd, || false)).await;
+        assert!(looked.unwrap().is_ok());
         server.await.unwrap();
     }
 }

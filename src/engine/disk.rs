@@ -94,6 +94,10 @@ impl Disk {
         self.stopped.as_deref()
     }
 
+    fn forgets(&self) -> bool {
+        self.stack.leaf.as_ref().is_some_and(|seat| seat.leaf.forgets())
+    }
+
     /// Whether a flush would have something to do.
     pub fn is_dirty(&self) -> bool {
         let metadata = self.stack.leaf.as_ref().is_some_and(|seat| seat.leaf.dirty());
@@ -257,6 +261,11 @@ impl Disk {
         if self.tasks[key].fault.is_none() && self.stopped.is_none() {
             match self.tasks[key].request {
                 Request::Read { extent, into } => self.advance_read(key, extent, into),
+                Request::Write { .. } | Request::Zero { .. } | Request::Discard { .. }
+                    if self.forgets() =>
+                {
+                    self.tasks[key].cursor = ByteLen::new(u64::MAX);
+                }
                 Request::Write { extent, from, fua } => self.advance_write(key, extent, from, fua),
                 Request::Zero { extent, may_unmap, .. } => {
                     self.advance_zero(key, extent, may_unmap);

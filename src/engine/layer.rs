@@ -181,6 +181,12 @@ pub enum ResizeStep {
 /// write of a wave fails, `abandoned` is called instead and the next commit starts over. A failed
 /// barrier stops the disk, and the leaf is never called again (W8).
 pub trait Leaf: Layer {
+    /// Whether it keeps nothing: what is written, zeroed or discarded vanishes, and no home for it
+    /// is asked for.
+    fn forgets(&self) -> bool {
+        false
+    }
+
     /// Reserves a home for the first bytes of `wanted` (within one unit of allocation). No reader
     /// sees the home before `landed`. `wanted` is made of whole sectors unless every byte of its
     /// ragged sectors is already `Here`, or ends at the end of the disk.

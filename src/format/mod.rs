@@ -2,6 +2,8 @@
 //! `Leaf`. Refuses to do I/O, and to guess a format from an image's bytes.
 
 mod flat;
+mod null;
 pub mod vhd;
 
 pub use flat::Flat;
+pub use null::Null;

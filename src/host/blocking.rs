@@ -3,7 +3,7 @@
 //!
 //! Refuses to decide anything: that is `task`'s.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -73,6 +73,22 @@ fn call(task: &mut Task) -> Result<usize, Errno> {
 fn read(task: &mut Task, at: u64) -> Result<usize, Errno> {
     let file = task.shared_file();
     rustix::io::pread(file.fd(), task.read_into(), at)
+}
+
+/// Reads what the page cache holds of a read's current call. `None`: nothing, or the file system
+/// cannot tell without waiting, or there is an error, which a call that waits will tell as well.
+pub(super) fn read_cached(task: &mut Task) -> Option<usize> {
+    let Call::Read { at } = task.call() else { return None };
+    let file = task.shared_file();
+    let mut into = [IoSliceMut::new(task.read_into())];
+    match rustix::io::preadv2(file.fd(), &mut into, at.get(), ReadWriteFlags::NOWAIT) {
+        Ok(moved) => Some(moved),
+        Err(Errno::OPNOTSUPP) => {
+            file.cannot_tell();
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// Which of `len` bytes from `at` on are holes of the file, in at most `most` runs: one call for

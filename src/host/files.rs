@@ -101,6 +101,8 @@ pub(super) struct OpenFile {
     /// Small cached transfers are faster done at once than by the ring (see `INLINE_MAX_BYTES`).
     inline_writes: bool,
     inline_reads: bool,
+    /// Whether the page cache can be read without waiting for anything.
+    lone_reads: AtomicBool,
     /// The file system said no to fallocate once; asking again costs a call per effect.
     no_punch: AtomicBool,
     no_zero: AtomicBool,
@@ -132,7 +134,17 @@ impl OpenFile {
         let inline_reads = cached && magic == MEMORY_MAGIC;
         let inline_writes = inline_reads || (cached && magic == PUNTING_MAGIC);
         let (no_punch, no_zero) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { fd, cached: twin, mode, inline_writes, inline_reads, no_punch, no_zero })
+        let lone_reads = AtomicBool::new(!mode.direct);
+        Ok(Self {
+            fd,
+            cached: twin,
+            mode,
+            inline_writes,
+            inline_reads,
+            lone_reads,
+            no_punch,
+            no_zero,
+        })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -164,6 +176,16 @@ impl OpenFile {
 
     pub(super) const fn inline_reads(&self) -> bool {
         self.inline_reads
+    }
+
+    /// Whether a cached read may be tried without waiting.
+    pub(super) fn lone_reads(&self) -> bool {
+        self.lone_reads.load(Ordering::Relaxed)
+    }
+
+    /// Its file system does not know reads that never wait.
+    pub(super) fn cannot_tell(&self) {
+        self.lone_reads.store(false, Ordering::Relaxed);
     }
 
     /// Current size. A device is endless here: it cannot grow, and writing behind its end fails.

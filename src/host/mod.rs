@@ -106,6 +106,8 @@ pub struct Counters {
     pub transfers: u64,
     /// Small cached transfers and the like, done at once instead of by the ring.
     pub inline_writes: u64,
+    /// Reads that were alone, and found in the page cache without the ring.
+    pub inline_reads: u64,
 }
 
 /// Socket buffer asked for, each way.
@@ -374,6 +376,14 @@ impl Host {
                 host.wait(events);
                 Ok(())
             }
+        }
+    }
+
+    /// The next wait need not end because a send is over: its event may come with the next one of
+    /// another kind, or when the timeout is over. For when nobody has anything to do then.
+    pub fn defer_sent(&mut self) {
+        if let Self::Uring(host) = self {
+            host.defer_sent();
         }
     }
 

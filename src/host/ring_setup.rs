@@ -121,12 +121,14 @@ fn register_files(ring: &Ring) -> io::Result<u32> {
 
 fn restrict(ring: &Ring) -> io::Result<()> {
     let fixed = squeue::Flags::FIXED_FILE.bits();
+    let skip = ring.params().is_feature_skip_cqe_on_success();
+    let skip = if skip { squeue::Flags::SKIP_SUCCESS.bits() } else { 0 };
     let mut allowed: Vec<_> = OPERATIONS.iter().map(|code| Restriction::sqe_op(*code)).collect();
     if ring.takes_commands() {
         allowed.push(Restriction::sqe_op(opcode::UringCmd80::CODE));
     }
     allowed.push(Restriction::register_op(REGISTER_FILES_UPDATE));
-    allowed.push(Restriction::sqe_flags_allowed(fixed));
+    allowed.push(Restriction::sqe_flags_allowed(fixed | skip));
     allowed.push(Restriction::sqe_flags_required(fixed));
     ring.submitter().register_restrictions(&mut allowed)
 }

@@ -270,6 +270,11 @@ impl Task {
         }
     }
 
+    /// Whether it reads a file through the page cache, which may hold the bytes.
+    pub(super) fn reads_cached(&self) -> bool {
+        matches!(self.state, State::Read(_)) && self.file.lone_reads()
+    }
+
     /// Takes the result of the call: the number of bytes moved, or the failure. No outcome means
     /// that another call follows.
     pub(super) fn result(&mut self, result: Result<usize, IoError>) -> Option<Outcome> {

@@ -11,7 +11,9 @@
 
 mod command;
 mod ending;
+mod enter;
 mod inlets;
+mod lone;
 mod polls;
 pub(super) mod ring;
 mod sockets;
@@ -21,9 +23,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 use nix::libc::{RWF_DSYNC, iovec, msghdr};
 use rustix::event::EventfdFlags;
@@ -40,6 +41,7 @@ use super::task::{Call, Task, TaskName, Via, Work};
 use super::wake::Waker;
 use crate::engine::effect::{FileId, IoError, Outcome};
 use crate::engine::units::ByteLen;
+use lone::Lone;
 
 use command::SUBMISSION_BYTES;
 use inlets::Inlet;
@@ -65,6 +67,7 @@ pub struct Uring {
     /// Entries the submission queue had no room for.
     backlog: VecDeque<squeue::Entry>,
     command_backlog: VecDeque<[u8; SUBMISSION_BYTES]>,
+    lone: Lone,
     /// Events that happened and wait to be told.
     ready: Vec<Event>,
     /// Numbers of sockets whose `Closed` went out with the last batch. Whoever got it may still be
@@ -79,6 +82,12 @@ pub struct Uring {
     cancels: usize,
     /// Polls and commands in flight: nothing that ends by itself.
     polling: usize,
+    /// Quiet sends whose end was not seen yet.
+    quiet: Vec<u32>,
+    /// Whether the kernel can be told to report failures only.
+    can_skip: bool,
+    /// The next wait need not end because quiet sends are over.
+    may_defer: bool,
     counters: Counters,
 }
 
@@ -99,6 +108,8 @@ enum Operation {
         list: SendList,
         sent: ByteLen,
         message: Box<Message>,
+        /// How often the kernel had been called when it was issued.
+        since: u64,
     },
     /// The counter read from the waker's eventfd.
     Wake {
@@ -140,6 +151,16 @@ struct Socket {
     message: Option<Box<Message>>,
     /// The flag that asks for a whole payload, if the socket understands it.
     whole: i32,
+    takes: Takes,
+}
+
+/// How a socket took the last send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// While it was submitted.
+    AtOnce,
+    /// When its peer had made room.
+    Later,
 }
 
 impl Uring {
@@ -150,6 +171,7 @@ impl Uring {
         let mut free_slots: Vec<u32> = (0..slots).rev().collect();
         let wake_slot = Fixed(free_slots.pop().unwrap_or(0));
         ring.submitter().register_files_update(wake_slot.0, &[waker.fd().as_raw_fd()])?;
+        let can_skip = ring.params().is_feature_skip_cqe_on_success();
         let host = Self {
             ring,
             memory,
@@ -163,6 +185,7 @@ impl Uring {
             inlets: Slab::new(),
             backlog: VecDeque::new(),
             command_backlog: VecDeque::new(),
+            lone: Lone::default(),
             ready: Vec::new(),
             told_closed: Vec::new(),
             completed: Vec::new(),
@@ -172,6 +195,9 @@ impl Uring {
             waiting_tasks: 0,
             cancels: 0,
             polling: 0,
+            quiet: Vec::new(),
+            can_skip,
+            may_defer: false,
             counters: Counters::default(),
         };
         Ok((host, description))
@@ -263,7 +289,7 @@ impl Uring {
                 None => {
                     let operation = Operation::File { task, slices: Vec::new() };
                     let index = self.operations.insert(operation);
-                    self.issue_file(index);
+                    self.issue_first(index);
                 }
             }
         }
@@ -328,79 +354,6 @@ impl Uring {
 
     pub(super) const fn counters(&self) -> Counters {
         self.counters
-    }
-
-    pub(super) fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-        events: &mut Vec<Event>,
-    ) -> io::Result<()> {
-        for number in self.told_closed.drain(..) {
-            self.sockets.release(number);
-        }
-        // The clock is asked only if the first round brings nothing.
-        let mut left = timeout;
-        let mut deadline = None;
-        loop {
-            self.arm_wake();
-            let want = usize::from(self.ready.is_empty() && left != Some(Duration::ZERO));
-            if let (Some(timeout), None) = (timeout, deadline) {
-                deadline = Instant::now().checked_add(timeout);
-            }
-            self.enter(want, left)?;
-            self.reap();
-            if !self.ready.is_empty() || left == Some(Duration::ZERO) {
-                self.take_ready(events);
-                return Ok(());
-            }
-            left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        }
-    }
-
-    pub(super) fn take_ready(&mut self, events: &mut Vec<Event>) {
-        self.told_closed.extend(self.ready.iter().filter_map(Event::closed_number));
-        events.append(&mut self.ready);
-    }
-
-    /// Submits all entries and, with `want`, waits for a completion.
-    fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
-        self.fill_queue();
-        while self.has_backlog() {
-            self.submit_once()?;
-            self.fill_queue();
-        }
-        let idle = self.completed.is_empty() && self.ring.completion().is_empty();
-        let want = if idle { want } else { 0 };
-        let standing = self.ring.standing();
-        if want == 0 && standing.is_empty && !standing.owes {
-            return Ok(());
-        }
-        self.counters.enters += 1;
-        let entered = match timeout.filter(|_| want > 0) {
-            Some(timeout) => {
-                let time = Timespec::from(timeout.min(Duration::from_secs(1 << 20)));
-                let args = SubmitArgs::new().timespec(&time);
-                self.ring.submitter().submit_with_args(want, &args)
-            }
-            None => self.ring.submitter().submit_and_wait(want),
-        };
-        endured(entered)
-    }
-
-    fn submit_once(&mut self) -> io::Result<()> {
-        self.counters.enters += 1;
-        endured(self.ring.submitter().submit())?;
-        self.reap_into_list();
-        Ok(())
-    }
-
-    fn submit_all(&mut self) -> io::Result<()> {
-        self.fill_queue();
-        while self.has_backlog() || !self.ring.standing().is_empty {
-            self.submit_once()?;
-            self.fill_queue();
-        }
-        Ok(())
     }
 
     fn push(&mut self, entry: squeue::Entry, index: u32) {

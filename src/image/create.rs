@@ -18,7 +18,7 @@ use vhd::{CreateOptions, NewLayout, NewParent, Piece, Plan};
 use super::error::{Cause, ImageError};
 use super::file::{FileKind, FoundFile, Place, vhd_seconds};
 use super::gate::GateError;
-use super::layer::{Content, Format, Notice};
+use super::layer::{Format, Notice};
 use super::lock::Claim;
 use super::open::{self, OpenOptions, is_called_raw};
 use crate::engine::units::{ByteLen, SECTOR};
@@ -169,7 +169,7 @@ fn measure_parent(
     if way.starts_with("..") && !is_allowed(options, &top.path) {
         return Err(refused(GateError::Outside { path: way }));
     }
-    let raw = matches!(top.content, Content::Raw { .. });
+    let raw = top.content.vhd().is_none();
     if raw && !options.allow_raw_parent && !is_called_raw(&top.path) {
         return Err(refused(GateError::RawRefused { path: top.path.clone() }));
     }

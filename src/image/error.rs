@@ -66,6 +66,9 @@ pub enum Cause {
     /// A raw image of no bytes.
     #[error("it is empty: a disk has at least one byte")]
     Empty,
+    /// No size for a disk that keeps nothing.
+    #[error("it names no size of a null disk: {0}")]
+    NullSize(String),
     /// The image breaks the rules of its format.
     #[error("{0}")]
     Vhd(#[from] vhd::OpenError),
@@ -148,6 +151,7 @@ impl Cause {
             Self::NotAnImage(_) => "not-an-image",
             Self::FormatUnknown => "format-unknown",
             Self::Empty => "empty",
+            Self::NullSize(_) => "null-size",
             Self::Vhd(_) => "bad-image",
             Self::WriteRefused(_) => "read-only-image",
             Self::HasChildren { .. } => "has-children",
@@ -184,6 +188,9 @@ impl Cause {
                     .to_owned()
             }
             Self::Empty => format!("make an image with 'orlop create {path} -s SIZE'"),
+            Self::NullSize(_) => {
+                format!("say null:SIZE, such as null:64G; a file of that name is ./{path}")
+            }
             Self::Vhd(_) => format!(
                 "run 'orlop check {path}' for everything that is wrong; if it is no VHD at all, \
                  pass --format raw"

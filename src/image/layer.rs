@@ -15,8 +15,8 @@ use crate::engine::effect::FileId;
 use crate::engine::layer::{Layer, Leaf};
 use crate::engine::units::ByteLen;
 use crate::engine::{Disk, FrozenLayer};
-use crate::format::Flat;
 use crate::format::vhd::{Backing, FixedLeaf, VhdLayer, VhdLeaf};
+use crate::format::{Flat, Null};
 use crate::host::{Descriptors, OpenMode};
 
 /// The format of an image.
@@ -72,13 +72,18 @@ pub enum Content {
     },
     /// A VHD, with its checked metadata.
     Vhd(Box<Image>),
+    /// Nothing: it reads as zeroes and forgets what is written.
+    Null {
+        /// Bytes of the disk.
+        size: ByteLen,
+    },
 }
 
 impl Content {
     /// Bytes of the disk it describes.
     pub fn size(&self) -> ByteLen {
         match self {
-            Self::Raw { size } => *size,
+            Self::Raw { size } | Self::Null { size } => *size,
             Self::Vhd(image) => ByteLen::new(image.disk_size().get()),
         }
     }
@@ -86,7 +91,7 @@ impl Content {
     /// The checked metadata of a VHD.
     pub fn vhd(&self) -> Option<&Image> {
         match self {
-            Self::Raw { .. } => None,
+            Self::Raw { .. } | Self::Null { .. } => None,
             Self::Vhd(image) => Some(image),
         }
     }
@@ -98,6 +103,7 @@ impl Content {
                 None => Box::new(Flat::new(self.size())),
             },
             Self::Raw { size } => Box::new(Flat::new(*size)),
+            Self::Null { size } => Box::new(Null::new(*size)),
         }
     }
 
@@ -112,6 +118,7 @@ impl Content {
                 Backing::File => Flat::growing(*size),
                 Backing::Device => Flat::on_device(*size),
             }),
+            Self::Null { size } => Box::new(Null::new(*size)),
         }
     }
 }
@@ -178,6 +185,9 @@ pub enum NoticeKind {
     /// A throwaway layer lies in a file system that is memory.
     #[error("it is memory: what is written to the overlay takes memory until it is closed")]
     OverlayInMemory,
+    /// It is no image.
+    #[error("it keeps nothing: reads are zeroes and writes vanish; it is there to measure with")]
+    KeepsNothing,
     /// There were too many images beside it to look for children in all.
     #[error("only the first {looked_at} images beside it were searched for children of it")]
     ChildrenUnknown {

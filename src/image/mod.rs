@@ -13,6 +13,7 @@ mod gate;
 mod inspect;
 mod layer;
 mod lock;
+mod null;
 mod open;
 mod overlay;
 

@@ -15,6 +15,7 @@ use super::file::{FileKind, FoundFile, Identity, ImageFile, Place};
 use super::gate::{GateError, Search};
 use super::layer::{Content, Format, Notice, NoticeKind, OpenedChain, OpenedLayer};
 use super::lock::Claim;
+use super::null;
 use crate::engine::units::ByteLen;
 use crate::host::OpenMode;
 
@@ -89,6 +90,9 @@ impl OpenOptions {
 /// # Errors
 /// The first thing that forbids it, with the file it concerns.
 pub fn open(options: &OpenOptions) -> Result<OpenedChain, ImageError> {
+    if null::is_null(&options.path) {
+        return null::open(options);
+    }
     let mut allowed = Vec::with_capacity(options.allow_parents.len());
     for path in &options.allow_parents {
         let place = Place::open(path);
@@ -115,6 +119,10 @@ pub fn open(options: &OpenOptions) -> Result<OpenedChain, ImageError> {
 /// The first thing that forbids it.
 pub fn open_alone(options: &OpenOptions) -> Result<(OpenedLayer, Vec<Notice>), ImageError> {
     let options = OpenOptions { read_only: true, ..options.clone() };
+    if null::is_null(&options.path) {
+        let mut chain = null::open(&options)?;
+        return Ok((chain.layers.remove(0), chain.notices));
+    }
     let mut notices = Vec::new();
     let top = open_top(&options, &mut notices)?;
     Ok((top.into_layer(options.cache)?, notices))

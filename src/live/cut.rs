@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::RwLockReadGuard;
+use tokio::task::JoinHandle;
 
 use super::Live;
 use super::about::{Key, ServedAbout};
 use super::attaching::{format_of, path_of};
 use super::table::{LeafFile, Served, Shown};
-use crate::image::{Lineage, OpenOptions, claim_to_read_only, open_child};
+use crate::image::{Cause, ImageError, Lineage, OpenOptions, claim_to_read_only, open_child};
 use crate::mount::ImageAbout;
 use crate::shard::Refused;
 use crate::sr::{Cut, DataFile};
@@ -28,6 +29,8 @@ pub(super) struct LiveCut<'a> {
     key: Key,
     served: Arc<Served>,
     held: bool,
+    /// What was written before the cut began, on its way to the disk.
+    early: Option<JoinHandle<io::Result<()>>>,
     /// The server does not end meanwhile.
     _at_work: RwLockReadGuard<'a, bool>,
 }
@@ -38,7 +41,7 @@ impl<'a> LiveCut<'a> {
         let at_work = live.at_work(key).ok()?;
         let served = live.vdis.served(key)?;
         served.leaf.as_ref()?;
-        Some(Self { live, key, served, held: false, _at_work: at_work })
+        Some(Self { live, key, served, held: false, early: None, _at_work: at_work })
     }
 
     /// Opens the new leaf, gives it to the shard, and lets others read the old one.
@@ -51,7 +54,7 @@ impl<'a> LiveCut<'a> {
         };
         let old = self.served.leaf.clone().ok_or_else(|| io::Error::other("it is only read"))?;
         let old_path = path_now(&old)?;
-        let child = open_child(&options, old.lineage, &old_path).map_err(io::Error::other)?;
+        let child = open_child(&options, old.lineage, &old_path).map_err(not_opened)?;
         let leaf =
             Arc::new(LeafFile { fd: child.fd.try_clone()?, lineage: Lineage::of(&child.content) });
         let chain = self.served.about.chain.under(&child, old_path);
@@ -75,10 +78,18 @@ impl<'a> LiveCut<'a> {
 }
 
 impl Cut for LiveCut<'_> {
-    fn hold(&mut self) -> io::Result<()> {
+    fn expect(&mut self) {
         let disk = &self.served.seat.disk;
+        let (mailbox, tag) = (disk.mailbox.clone(), disk.tag);
+        self.early = Some(self.live.runtime.spawn(async move { mailbox.flush(tag).await }));
+    }
+
+    fn hold(&mut self) -> io::Result<()> {
         // Most of what must become durable does so while nobody waits. A failure comes again.
-        let _early = self.live.runtime.block_on(disk.mailbox.flush(disk.tag));
+        if let Some(early) = self.early.take() {
+            let _ = self.live.runtime.block_on(early);
+        }
+        let disk = &self.served.seat.disk;
         // Whatever comes of it, it is to be released.
         self.held = true;
         let hold = async { tokio::time::timeout(HOLD_MAX, disk.mailbox.hold(disk.tag)).await };
@@ -118,6 +129,15 @@ impl Drop for LiveCut<'_> {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// Why a new leaf was not opened, in the system's kind where it was the system's word.
+fn not_opened(error: ImageError) -> io::Error {
+    let kind = match &error.cause {
+        Cause::Io { error, .. } => error.kind(),
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
 }
 
 /// What an open file is called now.

@@ -197,6 +197,12 @@ impl Live {
         if failed.is_empty() { Ok(()) } else { Err(LiveError::NotDurable(failed.join("; "))) }
     }
 
+    /// Whether one more NBD client would be greeted: there are as many as there may be, or fewer.
+    pub fn has_room(&self) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().is_some_and(|running| running.service.has_room())
+    }
+
     async fn take_tree_down(&self, shown: &[(Key, Shown)]) {
         let Some(tree) = self.tree.clone() else { return };
         let disks = shown.iter().map(|(_, shown)| match shown {

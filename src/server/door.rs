@@ -117,6 +117,11 @@ impl Door {
         Arc::new(slot.expect("nobody closes the semaphore"))
     }
 
+    /// Whether one more may connect.
+    pub(super) fn has_room(&self) -> bool {
+        self.slots.available_permits() > 0
+    }
+
     /// Waits until nobody is connected.
     pub(super) async fn all_gone(&self) {
         let all = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);

@@ -79,6 +79,13 @@ impl Service {
         Ok(())
     }
 
+    /// Whether one more client would be greeted now: nobody is while there are as many as there may
+    /// be.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.door.has_room()
+    }
+
     /// Listens no longer, and removes its sockets; to be called when nobody serves any more.
     pub async fn close(&self) {
         self.listening.lock().await.shutdown().await;

@@ -96,6 +96,7 @@ pub struct Context<'a> {
     pub(super) stalled: &'a mut Stalled,
     pub(super) freed: &'a mut bool,
     pub(super) refused: &'a mut bool,
+    pub(super) hurry: &'a mut bool,
     pub(super) place: usize,
     pub(super) watches: &'a mut Watches,
     pub(super) changes: &'a mut Changes,
@@ -186,6 +187,13 @@ impl Context<'_> {
     /// Starts a receive on the client's socket. One at a time.
     pub fn receive(&mut self, into: ReceiveInto) {
         self.host.receive(self.socket.expect("only clients with a socket receive"), into);
+    }
+
+    /// Something is to be done as soon as the send under way is over: until the next wait has
+    /// ended, `sent` comes without delay. Who does not say so each time may hear of it only when
+    /// something else happens.
+    pub const fn hurry(&mut self) {
+        *self.hurry = true;
     }
 
     /// Starts a send on the client's socket. One at a time.

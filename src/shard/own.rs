@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::mailbox::DiskTag;
 use super::run::Shard;
 use super::seats::Last;
-use crate::engine::request::{Answer, Fault, Request, RequestId, Segment};
+use crate::engine::request::{Answer, Fault, FaultKind, Request, RequestId, Segment};
 use crate::engine::units::{ByteLen, Extent};
 use crate::host::memory::Lease;
 
@@ -88,6 +88,11 @@ impl Shard {
         }
     }
 
+    /// Whether reads wait for memory.
+    pub(super) fn reads_wait(&self) -> bool {
+        !self.own.waiting.is_empty()
+    }
+
     /// Starts the reads there is memory for, in their order. True when there was one.
     pub(super) fn start_reads(&mut self) -> bool {
         let mut started = false;
@@ -145,12 +150,12 @@ impl Shard {
             Own::Last => {
                 seat.last = Last::Over(result.map(drop).map_err(|fault| fault.to_string()));
             }
-            Own::Told(answer) => drop(answer.send(result.map(drop).map_err(io::Error::other))),
+            Own::Told(answer) => drop(answer.send(result.map(drop).map_err(as_system_error))),
             Own::Read(lease, answer) => {
                 let bytes = result.map(|told| self.bytes_of(&lease, &told));
                 self.arena.give(lease);
                 self.freed = true;
-                let _ = answer.send(bytes.map_err(io::Error::other));
+                let _ = answer.send(bytes.map_err(as_system_error));
             }
         }
     }
@@ -192,4 +197,16 @@ impl Shard {
             self.pump();
         }
     }
+}
+
+/// A fault in the system's kind, for whoever answers with errnos.
+fn as_system_error(fault: Fault) -> io::Error {
+    let kind = match &fault.kind {
+        FaultKind::Io(error) if error.is_space() => io::ErrorKind::StorageFull,
+        FaultKind::NoSpace(_) => io::ErrorKind::StorageFull,
+        FaultKind::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
+        FaultKind::Unsupported(_) => io::ErrorKind::Unsupported,
+        FaultKind::Io(_) | FaultKind::Corrupt(_) | FaultKind::Stopped(_) => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, fault)
 }

@@ -24,6 +24,10 @@ const OWING_LIMIT: Duration = Duration::from_secs(15);
 /// How often disks with dirty metadata, and peers that keep memory, are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// So often what was done at once may lead to more of the kind in one turn, before the system is
+/// asked what others want.
+const READY_ROUNDS: usize = 4;
+
 /// A running shard.
 pub(super) struct Shard {
     pub(super) host: Host,
@@ -49,6 +53,8 @@ pub(super) struct Shard {
     stalled: Stalled,
     /// The client called last was refused memory.
     refused: bool,
+    /// A client wants to hear at once of the end of its send.
+    hurry: bool,
     replies: Vec<(usize, RequestId, Result<Answer, Fault>)>,
     /// Changes of disks that somebody keeps copies of.
     changes: Changes,
@@ -85,6 +91,7 @@ impl Shard {
             touched: Vec::new(),
             stalled: Stalled::default(),
             refused: false,
+            hurry: false,
             replies: Vec::new(),
             changes: Changes::new(waker),
             left: Vec::new(),
@@ -98,6 +105,9 @@ impl Shard {
         loop {
             let timeout =
                 if self.belfry.may_sleep() { self.timeout() } else { Some(Duration::ZERO) };
+            if self.may_defer_sent() {
+                self.host.defer_sent();
+            }
             self.host
                 .wait(timeout, &mut events)
                 .expect("a host that cannot wait any more has lost what is in flight");
@@ -125,16 +135,33 @@ impl Shard {
         self.pump();
         if self.read_on() {
             self.pump();
-            // What was done at once is answered before anything is asked of the system.
+        }
+        self.pump_ready(events);
+        self.age();
+        self.cut_off_hoarders();
+        self.advance_ends()
+    }
+
+    /// Whether nobody waits for the end of a send: for the memory it names, or to leave.
+    fn may_defer_sent(&mut self) -> bool {
+        let hurry = std::mem::take(&mut self.hurry);
+        let ends = !self.is_serving() || !self.drains.is_empty();
+        let goes = self.disks.iter().any(|(_, seat)| seat.detach.is_some());
+        !hurry && !ends && !goes && self.stalled.is_empty() && !self.reads_wait()
+    }
+
+    /// What was done at once is answered before anything is asked of the system.
+    fn pump_ready(&mut self, events: &mut Vec<Event>) {
+        for _ in 0..READY_ROUNDS {
             self.host.take_ready(events);
+            if events.is_empty() {
+                return;
+            }
             for event in events.drain(..) {
                 self.dispatch(event);
             }
             self.pump();
         }
-        self.age();
-        self.cut_off_hoarders();
-        self.advance_ends()
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -291,6 +318,7 @@ impl Shard {
             stalled: &mut self.stalled,
             freed: &mut self.freed,
             refused: &mut self.refused,
+            hurry: &mut self.hurry,
         };
         let fate = act(seat.client.as_mut(), &mut cx);
         if fate == Fate::Leave {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::mailbox::{Mailbox, unstarted};
 use super::run::Shard;
-use crate::host::Host;
 use crate::host::memory::{Arena, ArenaSize};
 use crate::host::sim::script::ScriptHost;
+use crate::host::{Aio, Host};
 
 /// A shard that is stepped by hand.
 pub struct Stepped {
@@ -27,6 +27,17 @@ impl Stepped {
     pub fn new(size: ArenaSize, drain_limit: Duration, seed: u64) -> io::Result<(Mailbox, Self)> {
         let arena = Arena::new(size)?;
         let host = Host::Script(Box::new(ScriptHost::new(&arena, seed)?));
+        let (mailbox, shard) = unstarted(host, arena, drain_limit);
+        Ok((mailbox, Self { shard, done: false }))
+    }
+
+    /// The same over a ring of this machine, to count what turns cost. There is no script then.
+    ///
+    /// # Errors
+    /// When no memory or no ring is to be had.
+    pub fn over_ring(size: ArenaSize, drain_limit: Duration) -> io::Result<(Mailbox, Self)> {
+        let arena = Arena::new(size)?;
+        let (host, _) = Host::new(Aio::Uring, &arena)?;
         let (mailbox, shard) = unstarted(host, arena, drain_limit);
         Ok((mailbox, Self { shard, done: false }))
     }

@@ -12,6 +12,7 @@ use super::failure::{Failure, Kind};
 use super::names::{DataFormat, SrUuid, VdiUuid, data_name};
 use super::record::{Lease, VdiRecord};
 use super::store::Space;
+use super::unfinished::Unfinished;
 use crate::engine::units::ByteLen;
 
 /// The longest chain of VDIs, a leaf and all its parents, that is made or served.
@@ -74,6 +75,8 @@ pub struct Catalogue {
     /// Whether there is a VHD that cannot be read, so that nobody can tell whose child it is. Until
     /// that is mended nothing is removed or merged that could be its parent.
     pub obscure: bool,
+    /// Operations of others that are not over.
+    pub unfinished: Unfinished,
     /// The space there is.
     pub space: Space,
 }
@@ -148,6 +151,7 @@ impl Catalogue {
         raws: BTreeMap<VdiUuid, Raw>,
         mut findings: Vec<Finding>,
         obscure: bool,
+        unfinished: Unfinished,
         space: Space,
     ) -> Self {
         let mut by_identity: HashMap<[u8; 16], Vec<VdiUuid>> = HashMap::new();
@@ -186,7 +190,7 @@ impl Catalogue {
         }
         vdis.values_mut().for_each(|vdi| vdi.children.sort());
         findings.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { sr, vdis, findings, obscure, space }
+        Self { sr, vdis, findings, obscure, unfinished, space }
     }
 }
 
@@ -236,9 +240,25 @@ fn find_parent(
     match (named, candidates) {
         (Some(parent), _) => Ok(*parent),
         (None, [only]) if *only != child => Ok(*only),
-        (None, []) => Err(format!("its parent {shown:?} is not in this SR")),
+        (None, []) => Err(no_parent(raws, &shown, &claim.name, identity)),
         (None, [_]) => Err("it names itself as its parent".to_owned()),
         (None, _) => Err(format!("several images could be its parent {shown:?}")),
+    }
+}
+
+/// Why nothing is the parent of an identity: whoever restored another image under its name is to
+/// learn that.
+fn no_parent(raws: &BTreeMap<VdiUuid, Raw>, shown: &str, name: &str, identity: [u8; 16]) -> String {
+    let same_name =
+        raws.iter().find(|(uuid, raw)| data_name(**uuid, raw.format) == last_part(name));
+    let expected = VdiUuid::from_bytes(identity);
+    match same_name.map(|(_, raw)| raw.facts.identity) {
+        Some(Some(found)) => format!(
+            "its parent {shown:?} is another image: identity {expected} is wanted, and that of \
+             the file is {}",
+            VdiUuid::from_bytes(found)
+        ),
+        _ => format!("its parent {shown:?} is not in this SR"),
     }
 }
 

@@ -23,6 +23,11 @@ use crate::engine::units::ByteLen;
 
 /// What a deletion wipes at least of the device's head (the specification's figure).
 const WIPE_BYTES: u64 = 100 << 20;
+/// What is wiped of a device whose SR did not come to be: what tells a file system.
+const HEAD_BYTES: u64 = 1 << 20;
+/// What blkid ends with when it finds nothing, and when it finds more than one thing.
+const BLANK: i32 = 2;
+const AMBIVALENT: i32 = 8;
 /// The superblock of ext2 and its successors: where it lies, and where in it the magic number and
 /// the identity are.
 const SUPERBLOCK_AT: u64 = 1024;
@@ -68,6 +73,34 @@ impl Ext {
             }
             _ => at(device, "open it", &error),
         })
+    }
+
+    /// Refuses a device that holds something, whatever it is: a file system, a partition table, a
+    /// part of an array or of a volume group.
+    fn expect_blank(&self) -> Result<(), Failure> {
+        let failed = |why: String| Failure::new(Kind::Io, self.device.display(), why);
+        let looked = Command::new("blkid")
+            .args(["--probe", "--output", "export"])
+            .arg(&self.device)
+            .stdin(Stdio::null())
+            .output();
+        let looked = looked.map_err(|error| {
+            failed(format!("cannot run blkid, which says what is on it: {error}"))
+                .advise("install util-linux")
+        })?;
+        match looked.status.code() {
+            Some(BLANK) => Ok(()),
+            Some(0 | AMBIVALENT) => {
+                let why = format!("there is {} on it already", named(&looked.stdout));
+                Err(Failure::new(Kind::SrExists, self.device.display(), why)
+                    .advise("wipe the device if nobody needs what is on it: wipefs -a"))
+            }
+            _ => {
+                let said = String::from_utf8_lossy(&looked.stderr);
+                let said: String = said.trim().chars().take(1000).collect();
+                Err(failed(format!("blkid cannot say what is on it: {said}")))
+            }
+        }
     }
 
     fn make_file_system(&self, sr: SrUuid) -> Result<(), Failure> {
@@ -135,13 +168,14 @@ impl Ext {
         }
     }
 
-    fn wipe(&self, device: &File) -> io::Result<()> {
+    fn wipe(&self, device: &File, bytes: u64) -> io::Result<()> {
         const CHUNK_BYTES: u64 = 1 << 20;
         let len = rustix::fs::seek(device, rustix::fs::SeekFrom::End(0))?;
         let zeroes = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
         let mut done = 0;
-        while done < len.min(WIPE_BYTES) {
-            let part = (len - done).min(CHUNK_BYTES);
+        let end = len.min(bytes);
+        while done < end {
+            let part = (end - done).min(CHUNK_BYTES);
             device.write_all_at(&zeroes[..usize::try_from(part).unwrap_or(0)], done)?;
             done += part;
         }
@@ -155,17 +189,19 @@ impl Driver for Ext {
     }
 
     fn create(&self, record: &SrRecord, size: ByteLen) -> Result<(), Failure> {
-        let device = self.open_alone(true)?;
-        if identity(&self.device, &device)?.is_some() {
-            let why = "there is a file system on it already, perhaps an SR";
-            return Err(Failure::new(Kind::SrExists, self.device.display(), why)
-                .advise("wipe the device if nobody needs what is on it: wipefs -a"));
+        drop(self.open_alone(true)?);
+        self.expect_blank()?;
+        let made = self.make_file_system(record.uuid).and_then(|()| {
+            self.mount(record.uuid)?;
+            let made = self.inside(record.uuid).create(record, size);
+            made.and(self.unmount(record.uuid))
+        });
+        if made.is_err() {
+            // It was blank, and is to be taken for blank when it is tried again.
+            let wiped = self.open_alone(true).map(|device| self.wipe(&device, HEAD_BYTES));
+            tracing::debug!(device = %self.device.display(), ?wiped, "made blank again");
         }
-        drop(device);
-        self.make_file_system(record.uuid)?;
-        self.mount(record.uuid)?;
-        let made = self.inside(record.uuid).create(record, size);
-        made.and(self.unmount(record.uuid))
+        made
     }
 
     fn delete(&self, sr: SrUuid) -> Result<(), Failure> {
@@ -178,12 +214,15 @@ impl Driver for Ext {
         let emptied = self.inside(sr).delete(sr);
         emptied.and(self.unmount(sr))?;
         let device = self.open_alone(true)?;
-        self.wipe(&device).map_err(|error| at(&self.device, "wipe it", &error))
+        self.wipe(&device, WIPE_BYTES).map_err(|error| at(&self.device, "wipe it", &error))
     }
 
     fn attach(&self, sr: SrUuid) -> Result<Substrate, Failure> {
         self.mount(sr)?;
-        self.inside(sr).attach(sr)
+        self.inside(sr).attach(sr).inspect_err(|_| {
+            // The first failure is the one to tell.
+            let _still_mounted = self.unmount(sr);
+        })
     }
 
     fn detach(&self, sr: SrUuid) -> Result<(), Failure> {
@@ -195,6 +234,20 @@ fn remove_mount_point(place: &Path) -> Result<(), Failure> {
     match std::fs::remove_dir(place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(|error| at(place, "remove it", &error)),
+    }
+}
+
+/// What blkid found, in its words.
+fn named(found: &[u8]) -> String {
+    let found = String::from_utf8_lossy(found);
+    let value = |key: &str| {
+        let value = found.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(value.chars().filter(|char| !char.is_control()).take(40).collect::<String>())
+    };
+    match (value("TYPE="), value("PTTYPE=")) {
+        (Some(kind), _) => format!("something of type {kind}"),
+        (None, Some(table)) => format!("a partition table of type {table}"),
+        (None, None) => "something".to_owned(),
     }
 }
 

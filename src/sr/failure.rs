@@ -117,8 +117,18 @@ fn kind_of(error: &io::Error) -> Kind {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Kind::NoSpace,
         Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => Kind::NotPermitted,
         Some(Errno::BUSY | Errno::TXTBSY) => Kind::Busy,
-        None if error.kind() == io::ErrorKind::ResourceBusy => Kind::Busy,
-        _ => Kind::Io,
+        Some(_) => Kind::Io,
+        // Whoever serves a disk tells the kind and adds words.
+        None => match error.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Kind::NoSpace,
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                Kind::NotPermitted
+            }
+            io::ErrorKind::ResourceBusy | io::ErrorKind::ExecutableFileBusy => Kind::Busy,
+            _ => Kind::Io,
+        },
     }
 }
 

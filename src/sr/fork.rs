@@ -27,6 +27,10 @@ pub trait Cut {
         true
     }
 
+    /// A hold comes soon: what was written may begin to become durable, while the children are
+    /// made. Must not wait for it.
+    fn expect(&mut self) {}
+
     /// Everything written is durable, and no write begins until `release`.
     ///
     /// # Errors
@@ -169,6 +173,7 @@ impl Repository {
         self.ready()?;
         let catalogue = self.glance(&[source, dest])?;
         catalogue.visible(source)?;
+        catalogue.untouched(source)?;
         self.check_free(&catalogue, dest)?;
         let depth = catalogue.chain(source)?.len();
         if depth >= CHAIN_MAX {
@@ -231,6 +236,7 @@ impl Repository {
         of_base: &VdiRecord,
         cut: &mut dyn Cut,
     ) -> Result<(), Failure> {
+        cut.expect();
         let done = self.carry_out(intent, || self.fork(intent, children, of_base, cut));
         if done.is_err() {
             cut.release();

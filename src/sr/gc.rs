@@ -2,9 +2,11 @@
 //!
 //! A hidden parent with one child takes in the child's data and then the child's place. Until it
 //! does, the child hides in the parent what the merge changes there, so every prefix of a merge is
-//! neutral to whoever reads. Refuses to touch anything above which a disk is in use, a parent with
-//! a second child, and a parent that somebody sees.
+//! neutral to whoever reads. Refuses to touch anything above which a disk is in use, what another
+//! program has claimed, what an unfinished operation names, a parent with a second child, and a
+//! parent that somebody sees.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use super::intent::Intent;
 use super::names::{DataFormat, VdiUuid, data_name, record_name};
 use super::offline::{OfflineDisk, copy_top};
 use super::repository::Repository;
-use super::store::{self, DirOp};
+use super::store::{self, Claim, DirOp};
 use crate::engine::units::ByteLen;
 
 /// What was given back.
@@ -41,19 +43,30 @@ impl Repository {
         self.ready()?;
         let mut collected = Collected::default();
         collected.space.0 = taken(&self.scan()?);
+        // Parents whose files, or whose child's, another program uses.
+        let mut claimed = BTreeMap::new();
         loop {
-            collected.removed.extend(self.prune(in_use)?);
+            collected.left.clear();
+            collected.removed.extend(self.prune(in_use, &mut collected.left)?);
             let catalogue = self.scan()?;
             collected.space.1 = taken(&catalogue);
-            collected.left.clear();
             if catalogue.obscure {
                 let hidden = catalogue.vdis.values().filter(|vdi| vdi.hidden);
                 let why = "there is a VHD that cannot be read, which may be a child of it";
                 collected.left.extend(hidden.map(|vdi| (vdi.uuid, why.to_owned())));
                 return Ok(collected);
             }
-            let Some((parent, child)) = candidate(&catalogue, in_use, &mut collected.left) else {
+            let usable = Usable { in_use, claimed: &claimed };
+            let Some((parent, child)) = candidate(&catalogue, &usable, &mut collected.left) else {
                 return Ok(collected);
+            };
+            let _claims = match [parent, child].map(|vdi| self.claim(vdi)) {
+                [Ok(Ok(below)), Ok(Ok(above))] => (below, above),
+                [Err(failure), _] | [_, Err(failure)] => return Err(failure),
+                [Ok(Err(why)), _] | [_, Ok(Err(why))] => {
+                    claimed.insert(parent.uuid, why);
+                    continue;
+                }
             };
             let done = child.uuid;
             self.merge(&catalogue, parent, child)?;
@@ -61,25 +74,53 @@ impl Repository {
         }
     }
 
-    /// Removes hidden data without children, upwards.
-    pub(super) fn prune(&self, in_use: &dyn Fn(VdiUuid) -> bool) -> Result<Vec<VdiUuid>, Failure> {
-        let mut removed = Vec::new();
+    /// Removes hidden data without children, upwards. What stays although nobody on this host needs
+    /// it is noted, with why.
+    pub(super) fn prune(
+        &self,
+        in_use: &dyn Fn(VdiUuid) -> bool,
+        left: &mut Vec<(VdiUuid, String)>,
+    ) -> Result<Vec<VdiUuid>, Failure> {
+        let (mut removed, mut stays) = (Vec::new(), BTreeSet::new());
         loop {
             let catalogue = self.scan()?;
             let garbage = catalogue.vdis.values().find(|vdi| {
-                vdi.hidden && vdi.children.is_empty() && !catalogue.obscure && !in_use(vdi.uuid)
+                is_garbage(&catalogue, vdi) && !in_use(vdi.uuid) && !stays.contains(&vdi.uuid)
             });
             let Some(vdi) = garbage else { return Ok(removed) };
-            self.remove(vdi.uuid, vdi.format)?;
-            removed.push(vdi.uuid);
+            stays.insert(vdi.uuid);
+            if let Some(why) = catalogue.unfinished.keeps(vdi.uuid) {
+                left.push((vdi.uuid, why.to_owned()));
+                continue;
+            }
+            let _claim = match self.claim(vdi)? {
+                Ok(claim) => claim,
+                Err(why) => {
+                    left.push((vdi.uuid, why));
+                    continue;
+                }
+            };
+            // Looked at again under the claim: a list of names is no picture of one moment, and
+            // another host may just have been giving it children.
+            let catalogue = self.scan()?;
+            let still = catalogue.any(vdi.uuid).is_some_and(|vdi| is_garbage(&catalogue, vdi));
+            if still && catalogue.unfinished.keeps(vdi.uuid).is_none() {
+                self.remove(vdi.uuid, vdi.format)?;
+                removed.push(vdi.uuid);
+            }
+        }
+    }
+
+    /// Keeps other programs from the data of a VDI, or says who uses them.
+    fn claim(&self, vdi: &Vdi) -> Result<Result<Claim, String>, Failure> {
+        match self.store.claim(&vdi.data_name()) {
+            Ok(claim) => Ok(Ok(claim)),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(Err(error.to_string())),
+            Err(error) => Err(self.failed("claim it", &error)),
         }
     }
 
     fn merge(&self, catalogue: &Catalogue, parent: &Vdi, child: &Vdi) -> Result<(), Failure> {
-        let claims = [parent.data_name(), child.data_name()].map(|name| self.store.claim(&name));
-        let [parent_claim, child_claim] = claims;
-        let _parent = parent_claim.map_err(|e| self.failed("claim it", &e))?;
-        let _child = child_claim.map_err(|e| self.failed("claim it", &e))?;
         let chain = |vdi: &Vdi| -> Result<Vec<(String, DataFormat)>, Failure> {
             let chain = catalogue.chain(vdi.uuid)?;
             Ok(chain.into_iter().map(|link| (link.data_name(), link.format)).collect())
@@ -143,17 +184,28 @@ fn taken(catalogue: &Catalogue) -> ByteLen {
     ByteLen::new(catalogue.vdis.values().fold(0, sum))
 }
 
+/// Whether nobody sees it and nobody needs it.
+fn is_garbage(catalogue: &Catalogue, vdi: &Vdi) -> bool {
+    vdi.hidden && vdi.children.is_empty() && !catalogue.obscure
+}
+
+/// What may not be merged, beyond what the catalogue tells.
+struct Usable<'a> {
+    in_use: &'a dyn Fn(VdiUuid) -> bool,
+    claimed: &'a BTreeMap<VdiUuid, String>,
+}
+
 /// A hidden parent and its only child that may become one.
 fn candidate<'a>(
     catalogue: &'a Catalogue,
-    in_use: &dyn Fn(VdiUuid) -> bool,
+    usable: &Usable<'_>,
     left: &mut Vec<(VdiUuid, String)>,
 ) -> Option<(&'a Vdi, &'a Vdi)> {
     for parent in catalogue.vdis.values().filter(|vdi| vdi.hidden) {
         let [only] = parent.children[..] else { continue };
         // A broken child is not among the VDIs.
         let Some(child) = catalogue.any(only) else { continue };
-        match obstacle(catalogue, parent, child, in_use) {
+        match obstacle(catalogue, parent, child, usable) {
             None => return Some((parent, child)),
             Some(why) => left.push((parent.uuid, why)),
         }
@@ -165,12 +217,18 @@ fn obstacle(
     catalogue: &Catalogue,
     parent: &Vdi,
     child: &Vdi,
-    in_use: &dyn Fn(VdiUuid) -> bool,
+    usable: &Usable<'_>,
 ) -> Option<String> {
+    if let Some(why) = usable.claimed.get(&parent.uuid) {
+        return Some(why.clone());
+    }
     let mut above = vec![parent.uuid];
     while let Some(uuid) = above.pop() {
-        if in_use(uuid) {
+        if (usable.in_use)(uuid) {
             return Some(format!("the VDI {uuid} above it is in use"));
+        }
+        if let Some(why) = catalogue.unfinished.keeps(uuid) {
+            return Some(why.to_owned());
         }
         above.extend(catalogue.any(uuid).into_iter().flat_map(|vdi| &vdi.children));
     }

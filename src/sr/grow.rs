@@ -28,6 +28,7 @@ impl Repository {
         self.ready()?;
         let catalogue = self.glance(&[vdi])?;
         let found = catalogue.visible(vdi)?;
+        catalogue.untouched(vdi)?;
         if found.size == size {
             return Ok(());
         }

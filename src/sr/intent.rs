@@ -2,7 +2,7 @@
 //! after a crash can finish or undo it without help. How that is done is `recover`'s.
 
 use super::fields::{Fields, FieldsError};
-use super::names::{DataFormat, VdiUuid};
+use super::names::{DataFormat, VdiUuid, data_name};
 use crate::engine::units::ByteLen;
 
 /// An operation of several steps.
@@ -88,6 +88,36 @@ impl Intent {
             | Self::Resize { vdi, .. } => *vdi,
             Self::Fork { source, .. } => *source,
             Self::Merge { child, .. } | Self::Succeed { child, .. } => *child,
+        }
+    }
+
+    /// Every VDI whose files it may change, or whose place in the SR.
+    pub fn vdis(&self) -> Vec<VdiUuid> {
+        match self {
+            Self::Create { vdi, .. }
+            | Self::Delete { vdi, .. }
+            | Self::Hide { vdi, .. }
+            | Self::Resize { vdi, .. } => vec![*vdi],
+            Self::Fork { source, base, copy, .. } => {
+                [Some(*source), Some(*base), *copy].into_iter().flatten().collect()
+            }
+            Self::Merge { child, parent, .. } => vec![*child, *parent],
+            Self::Succeed { child, parent, heirs, .. } => {
+                [*child, *parent].into_iter().chain(heirs.iter().copied()).collect()
+            }
+        }
+    }
+
+    /// The data files that settling it may change where they lie, or rename. Not that of a VDI that
+    /// is only hidden: its flag is nobody's who reads.
+    pub(super) fn files(&self) -> Vec<String> {
+        let either = |vdi| [DataFormat::Vhd, DataFormat::Raw].map(|format| data_name(vdi, format));
+        match self {
+            Self::Create { .. } | Self::Delete { .. } | Self::Hide { .. } => Vec::new(),
+            Self::Resize { vdi, format, .. } => vec![data_name(*vdi, *format)],
+            Self::Fork { .. } | Self::Merge { .. } | Self::Succeed { .. } => {
+                self.vdis().into_iter().flat_map(either).collect()
+            }
         }
     }
 

@@ -177,6 +177,7 @@ impl Repository {
             return Err(Failure::new(Kind::Invalid, self.place(), why));
         }
         let space = self.store.space().map_err(|e| self.failed("measure it", &e))?;
+        let unfinished = self.unfinished(&entries);
         let sides = Sides::of(&entries);
         let mut raws = BTreeMap::new();
         let mut obscure = !sides.twice.is_empty();
@@ -201,7 +202,7 @@ impl Repository {
             look.findings.push(Finding { name: vdi.to_string(), broken: Some(*vdi), problem });
         }
         let Look { mut new, findings, .. } = look;
-        let catalogue = Catalogue::assemble(self.sr, raws, findings, obscure, space);
+        let catalogue = Catalogue::assemble(self.sr, raws, findings, obscure, unfinished, space);
         let parents = catalogue.vdis.values().filter_map(|vdi| Some((vdi.uuid, vdi.parent?)));
         new.parents = parents.collect();
         self.known().keep(new, since);

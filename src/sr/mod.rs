@@ -34,6 +34,7 @@ mod recover;
 mod removal;
 mod repository;
 pub mod store;
+mod unfinished;
 
 pub use catalogue::{CHAIN_MAX, Catalogue, Finding, Vdi};
 pub use directory::Directory;
@@ -51,3 +52,4 @@ pub use probe::{Holds, Probed, probe};
 pub use record::{Lease, SrRecord, VdiRecord};
 pub use repository::{DataFile, NewVdi, Repository};
 pub use store::{DataPlace, DirOp, Store};
+pub use unfinished::Unfinished;

@@ -2,7 +2,8 @@
 //!
 //! Decides by what is there, not by how far somebody says to have come: names appear and go in a
 //! known order, so which of them exist tells how far it came. Each settling may itself be cut off
-//! anywhere and is then done again. Refuses to touch another host's unfinished work in a shared SR.
+//! anywhere and is then done again. Refuses to touch another host's unfinished work in a shared SR,
+//! and files that another program has claimed: what they name stays untouched until they let go.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,16 +17,18 @@ use super::names::{
     DataFormat, Named, VdiUuid, data_name, intent_name, is_temporary_of, lease_name, record_name,
 };
 use super::repository::Repository;
-use super::store::{self, DirOp, Entry};
+use super::store::{self, Claim, DirOp, Entry};
 
 impl Repository {
-    /// Settles every intent, then removes what nothing refers to.
-    pub(super) fn recover(&self) -> Result<(), Failure> {
+    /// Settles every intent, then removes what nothing refers to. The subjects of our own intents
+    /// that could not be settled.
+    pub(super) fn recover(&self) -> Result<BTreeSet<VdiUuid>, Failure> {
         self.settle_all().map_err(|error| self.failed("settle what was left unfinished", &error))
     }
 
-    fn settle_all(&self) -> io::Result<()> {
+    fn settle_all(&self) -> io::Result<BTreeSet<VdiUuid>> {
         let entries = self.store.list()?;
+        let (mut left, mut damaged) = (BTreeSet::new(), false);
         for entry in &entries {
             let Named::Intent(subject) = Named::of(&entry.name) else { continue };
             let bytes = store::read_small(self.store.as_ref(), &entry.name, FIELDS_MAX_BYTES)?;
@@ -35,18 +38,47 @@ impl Repository {
                     // It was whole when it got its name, so this is no crash but damage.
                     tracing::error!(sr = %self.sr, file = entry.name, %error,
                         "an unfinished operation cannot be read; its files stay as they are");
+                    damaged = true;
                     continue;
                 }
             };
             if self.shared && host != self.host {
                 continue;
             }
+            // Whoever serves them has bytes in them that settling would not see.
+            let _claims = match self.claim_files(&intent) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    tracing::error!(sr = %self.sr, vdi = %subject, verb = intent.verb(), %error,
+                        "an unfinished operation is not settled: its files are in use");
+                    left.insert(subject);
+                    continue;
+                }
+                claims => claims?,
+            };
             tracing::info!(sr = %self.sr, vdi = %subject, verb = intent.verb(),
                 "settling an operation that was not finished");
             self.settle(&intent)?;
             self.end(&intent)?;
         }
-        self.sweep()
+        self.sweep(damaged || !left.is_empty())?;
+        Ok(left)
+    }
+
+    /// Keeps other programs from the files that settling an intent may change.
+    pub(super) fn claim_files(&self, intent: &Intent) -> io::Result<Vec<Claim>> {
+        let (mut claims, mut files) = (Vec::new(), BTreeSet::new());
+        for name in intent.files() {
+            let stamp = match self.store.stamp(&name) {
+                // Also what is no regular file: nobody will change that.
+                Err(error) if is_absent(&error) => continue,
+                stamp => stamp?,
+            };
+            // One file may have two names in the middle of a rename.
+            if files.insert(stamp.file) {
+                claims.push(self.store.claim(&name)?);
+            }
+        }
+        Ok(claims)
     }
 
     /// Removes an intent whose operation is settled, durably.
@@ -58,15 +90,18 @@ impl Repository {
         self.sync_directory()
     }
 
-    /// Removes temporaries, and records and locks of VDIs that are gone.
-    fn sweep(&self) -> io::Result<()> {
+    /// Removes temporaries, unless an intent that is left may still need them, and records and locks
+    /// of VDIs that are gone.
+    fn sweep(&self, needed: bool) -> io::Result<()> {
         let entries = self.store.list()?;
         let data: BTreeSet<VdiUuid> = entries.iter().filter_map(data_of).collect();
         let intents: BTreeSet<VdiUuid> = entries.iter().filter_map(intent_of).collect();
         let mut swept = false;
         for entry in &entries {
             let goes = match Named::of(&entry.name) {
-                Named::Temporary => !self.shared || is_temporary_of(&entry.name, &self.host),
+                Named::Temporary => {
+                    !needed && (!self.shared || is_temporary_of(&entry.name, &self.host))
+                }
                 // Another host may have written its record a moment before its data.
                 Named::Record(vdi) | Named::Lease(vdi) => {
                     !self.shared && intents.is_empty() && !data.contains(&vdi)
@@ -233,6 +268,10 @@ impl Repository {
         self.forget(*base);
         self.remove_sides(*base)
     }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
 }
 
 fn data_of(entry: &Entry) -> Option<VdiUuid> {

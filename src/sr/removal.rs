@@ -9,7 +9,7 @@ use super::intent::Intent;
 use super::names::{DataFormat, VdiUuid, data_name};
 use super::record::VdiRecord;
 use super::repository::Repository;
-use super::store::{self, DirOp};
+use super::store::{self, DirOp, Entry};
 
 impl Repository {
     /// Deletes a VDI; nothing happens when there is none. Whoever holds its lock keeps it.
@@ -25,6 +25,7 @@ impl Repository {
             // Broken, but somebody's: its data may still be saved.
             Err(failure) => return Err(failure),
         };
+        catalogue.unfinished.check(vdi)?;
         if let Some(lease) = &found.lease {
             let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
             return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why));
@@ -84,13 +85,20 @@ impl Repository {
     /// When there is a VDI that somebody sees, or data that cannot be read; or the store fails.
     pub fn dismantle(&self) -> Result<(), Failure> {
         self.ready()?;
-        self.prune(&|_| false)?;
+        let mut left = Vec::new();
+        self.prune(&|_| false, &mut left)?;
         let catalogue = self.scan()?;
+        let place = format!("SR {}", self.sr);
         let visible = catalogue.vdis.values().filter(|vdi| !vdi.hidden).count();
         let broken = catalogue.findings.iter().filter(|f| f.broken.is_some()).count();
         if visible + broken > 0 {
             let why = format!("it still has {visible} VDIs, and {broken} that cannot be read");
-            return Err(Failure::new(Kind::NotEmpty, format!("SR {}", self.sr), why));
+            return Err(Failure::new(Kind::NotEmpty, place, why));
+        }
+        catalogue.unfinished.check_none(&place)?;
+        if let Some((vdi, why)) = left.first() {
+            let why = format!("the data of the deleted VDI {vdi} are still there: {why}");
+            return Err(Failure::new(Kind::Busy, place, why));
         }
         self.remove_ours().map_err(|error| self.failed("remove what is left of it", &error))
     }
@@ -98,6 +106,12 @@ impl Repository {
     fn remove_ours(&self) -> io::Result<()> {
         use super::names::{Named, SR_RECORD};
         let entries = self.store.list()?;
+        let appeared =
+            |entry: &&Entry| matches!(Named::of(&entry.name), Named::Data(..) | Named::Intent(_));
+        if let Some(entry) = entries.iter().find(appeared) {
+            let why = format!("another host has begun to use it: there is {}", entry.name);
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+        }
         let ours = |name: &str| !matches!(Named::of(name), Named::Foreign | Named::Sr);
         for entry in entries.iter().filter(|entry| ours(&entry.name)) {
             store::remove(self.store.as_ref(), &entry.name)?;

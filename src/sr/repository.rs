@@ -6,6 +6,7 @@
 //! there. Refuses to decide who may call what at the same time: that is `control`'s; but two calls
 //! that break its rules end with an error of the store, not with a lost disk.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,6 +62,8 @@ pub struct Repository {
     /// What failed on its way and on its way back: the next verb settles it first. Held while it
     /// does, so that no other verb starts on what is half done.
     stale: Mutex<Vec<Intent>>,
+    /// Subjects of our own intents from before that could not be settled.
+    pub(super) left: BTreeSet<VdiUuid>,
     /// Whether there is a record of the SR.
     recorded: AtomicBool,
 }
@@ -90,8 +93,9 @@ impl Repository {
             return Err(Failure::io(store.place(), "use it as an SR", &error)
                 .advise("detach it there, or attach it everywhere with shared=true"));
         }
-        let repository = Self { sr, host, store, shared, known, stale, recorded };
-        repository.recover()?;
+        let left = BTreeSet::new();
+        let mut repository = Self { sr, host, store, shared, known, stale, left, recorded };
+        repository.left = repository.recover()?;
         Ok(repository)
     }
 
@@ -149,7 +153,9 @@ impl Repository {
         change: impl FnOnce(&mut VdiRecord),
     ) -> Result<(), Failure> {
         self.ready()?;
-        let mut record = self.glance(&[vdi])?.visible(vdi)?.record.clone();
+        let catalogue = self.glance(&[vdi])?;
+        let mut record = catalogue.visible(vdi)?.record.clone();
+        catalogue.untouched(vdi)?;
         change(&mut record);
         record.check()?;
         self.write_record(vdi, &record)
@@ -203,7 +209,8 @@ impl Repository {
     /// Refuses an identity that is taken.
     pub(super) fn check_free(&self, catalogue: &Catalogue, vdi: VdiUuid) -> Result<(), Failure> {
         if catalogue.is_free(vdi) {
-            return Ok(());
+            // It may be about to appear.
+            return catalogue.unfinished.check(vdi);
         }
         let why = match catalogue.any(vdi) {
             Some(found) if found.hidden => "its identity belongs to a deleted VDI whose children \

@@ -101,16 +101,30 @@ pub(crate) fn observe(repository: &Repository, store: &Arc<Sim>) -> Result<State
         if vdi.hidden {
             continue;
         }
-        let seen = Seen {
-            size: vdi.size.get(),
-            content: content(store, &catalogue, vdi)?,
-            label: vdi.record.label.clone(),
-            read_only: vdi.read_only,
-            holder: vdi.lease.as_ref().map(|lease| lease.user.clone()),
-        };
-        state.insert(vdi.uuid, seen);
+        state.insert(vdi.uuid, seen(store, &catalogue, vdi)?);
     }
     Ok(state)
+}
+
+fn seen(store: &Arc<Sim>, catalogue: &Catalogue, vdi: &Vdi) -> Result<Seen, String> {
+    Ok(Seen {
+        size: vdi.size.get(),
+        content: content(store, catalogue, vdi)?,
+        label: vdi.record.label.clone(),
+        read_only: vdi.read_only,
+        holder: vdi.lease.as_ref().map(|lease| lease.user.clone()),
+    })
+}
+
+/// One VDI, whatever is wrong with the others.
+pub(crate) fn look_at(
+    repository: &Repository,
+    store: &Arc<Sim>,
+    vdi: VdiUuid,
+) -> Result<Seen, String> {
+    let catalogue = repository.scan().map_err(|failure| failure.to_string())?;
+    let vdi = catalogue.visible(vdi).map_err(|failure| failure.to_string())?;
+    seen(store, &catalogue, vdi)
 }
 
 fn check_image(store: &Arc<Sim>, vdi: &Vdi) -> Result<(), String> {

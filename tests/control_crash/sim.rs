@@ -6,7 +6,7 @@
 //! value that can be copied, so each crash can be looked at from every side.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -376,11 +376,12 @@ struct Inner {
 
 /// A store over a world.
 #[derive(Debug)]
-pub(crate) struct Sim(Mutex<Inner>);
+pub(crate) struct Sim(Mutex<Inner>, Arc<Mutex<BTreeSet<u64>>>);
 
 impl Sim {
     pub(crate) fn new(world: World, fault: Fault) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Inner { world, fault, steps: 0, met: false })))
+        let inner = Inner { world, fault, steps: 0, met: false };
+        Arc::new(Self(Mutex::new(inner), Arc::default()))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -439,6 +440,15 @@ fn may_lack_space(op: &DirOp<'_>) -> bool {
     !matches!(op, DirOp::Unlink { .. } | DirOp::SyncDirectory)
 }
 
+/// A file that nobody else may claim.
+struct Claimed(u64, Arc<Mutex<BTreeSet<u64>>>);
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.1.lock().unwrap().remove(&self.0);
+    }
+}
+
 impl Store for Sim {
     fn place(&self) -> String {
         "the simulated directory".to_owned()
@@ -484,8 +494,12 @@ impl Store for Sim {
         Ok(Space { size: ByteLen::new(1 << 30), used: ByteLen::new(1 << 20) })
     }
 
-    fn claim(&self, _name: &str) -> io::Result<Box<dyn Any + Send>> {
-        Ok(Box::new(()))
+    fn claim(&self, name: &str) -> io::Result<Box<dyn Any + Send>> {
+        let file = self.stamp(name)?.file;
+        if !self.1.lock().unwrap().insert(file) {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another program uses it"));
+        }
+        Ok(Box::new(Claimed(file, Arc::clone(&self.1))))
     }
 
     fn data_place(&self, _name: &str) -> DataPlace {

@@ -43,7 +43,13 @@ fn record(label: &str) -> VdiRecord {
 }
 
 /// Writes a few sectors that nobody else writes.
-fn scribble(repository: &Repository, store: &Arc<Sim>, uuid: VdiUuid, mark: u8, sectors: &[u64]) {
+pub(crate) fn scribble(
+    repository: &Repository,
+    store: &Arc<Sim>,
+    uuid: VdiUuid,
+    mark: u8,
+    sectors: &[u64],
+) {
     let catalogue = repository.scan().unwrap();
     let chain = catalogue.chain(uuid).unwrap();
     let chain: Vec<_> = chain.iter().map(|link| (link.data_name(), link.format)).collect();

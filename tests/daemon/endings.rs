@@ -4,6 +4,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::foreign;
 use crate::house::House;
 
@@ -184,5 +186,30 @@ fn a_disk_whose_file_is_open_is_not_detached() {
     drop(open);
     house.done(&["vdi", "detach", "root"]);
     assert!(!path.exists());
+    daemon.stop();
+}
+
+#[test]
+fn told_to_stop_while_it_attaches_a_daemon_stops_and_forgets_nothing() {
+    let house = House::new();
+    let options = ["--no-fuse"];
+    let daemon = house.start(&options);
+    house.sr("sr");
+    let names: Vec<String> = (0..8).map(|number| format!("disk{number}")).collect();
+    for name in &names {
+        house.done(&["vdi", "create", "-s", "1M", "--label", name]);
+        house.attached(name);
+    }
+    daemon.stop();
+    for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
+        let mut daemon = house.begin(&options);
+        daemon.signal(signal);
+        let status = daemon.await_end();
+        assert!(status.success(), "the daemon ended with {status}:\n{}", daemon.log());
+    }
+    let daemon = house.start(&options);
+    let listed = house.done(&["vdi", "list"]);
+    let attached = listed.lines().filter(|line| line.contains("attached")).count();
+    assert!(attached >= names.len(), "{listed}\n{}", daemon.log());
     daemon.stop();
 }

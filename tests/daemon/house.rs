@@ -45,6 +45,13 @@ impl House {
         self.start_with(options, &[])
     }
 
+    /// A daemon that attaches again what was attached.
+    pub(crate) fn begin(&self, options: &[&str]) -> Daemon {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orlop"));
+        command.args(["daemon", "--state-dir"]).arg(self.state()).args(options);
+        self.wait_under(command, 0o700, "STATUS=attaching what was attached")
+    }
+
     /// A daemon, ready, with more in its environment.
     pub(crate) fn start_with(&self, options: &[&str], env: &[(&str, &str)]) -> Daemon {
         let mut command = Command::new(env!("CARGO_BIN_EXE_orlop"));
@@ -55,15 +62,15 @@ impl House {
 
     /// What this command starts, ready; as a user who may do less than this one.
     pub(crate) fn wait_for_nobody(&self, command: Command) -> Daemon {
-        self.wait_under(command, 0o777)
+        self.wait_under(command, 0o777, "READY=1")
     }
 
     /// What this command starts, ready.
     pub(crate) fn wait_for(&self, command: Command) -> Daemon {
-        self.wait_under(command, 0o700)
+        self.wait_under(command, 0o700, "READY=1")
     }
 
-    fn wait_under(&self, mut command: Command, mode: u32) -> Daemon {
+    fn wait_under(&self, mut command: Command, mode: u32, word: &str) -> Daemon {
         let notify = self.path("notify");
         let _earlier = std::fs::remove_file(&notify);
         let told = UnixDatagram::bind(&notify).unwrap();
@@ -75,7 +82,7 @@ impl House {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(err);
         let child = command.spawn().unwrap();
         let mut daemon = Daemon { child, told, log, state: self.state() };
-        assert!(daemon.hears("READY=1"), "the daemon is not ready:\n{}", daemon.log());
+        assert!(daemon.hears(word), "the daemon never says {word}:\n{}", daemon.log());
         daemon
     }
 

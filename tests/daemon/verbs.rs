@@ -275,3 +275,35 @@ fn the_storage_manager_api_is_spoken_on_command_lines() {
     }
     daemon.stop();
 }
+
+#[test]
+fn a_broken_vdi_is_spoken_of_as_broken_and_a_snapshot_does_not_take_its_name() {
+    let house = House::new();
+    let daemon = house.start(&["--no-fuse"]);
+    house.sr("one");
+    house.sr("two");
+    let root = house.done(&["vdi", "create", "--sr", "one", "-s", "1M", "--label", "root"]);
+    let snapshot = house.done(&["vdi", "snapshot", "root"]);
+    // Both are called root; the word means the VDI.
+    assert_eq!(house.json(0, &["vdi", "show", "root"])["vdi"], json!(root));
+    assert_eq!(house.json(0, &["vdi", "show", &snapshot])["label"], "root");
+    let base = house.path("one").join(format!("{snapshot}.vhd"));
+    let aside = house.path("aside");
+    std::fs::rename(&base, &aside).unwrap();
+    for (words, code) in [(["attach", &root], 1), (["show", &root], 1), (["show", &root[..8]], 1)] {
+        let told = house.fails(code, &[&["vdi"], &words[..]].concat());
+        assert!(told.contains("its parent") && told.contains("not in this SR"), "{told}");
+    }
+    let (code, out, err) = house.orlop(&["vdi", "list"]);
+    assert_eq!((code, out.contains(&root)), (0, false), "{out}");
+    assert!(err.contains(&root) && err.contains("its parent"), "{err}");
+    assert!(house.json(0, &["vdi", "list"])["findings"][0]["problem"].is_string());
+    // Another image under the parent's name is not the parent.
+    let other = house.done(&["vdi", "create", "--sr", "two", "-s", "1M"]);
+    std::fs::copy(house.path("two").join(format!("{other}.vhd")), &base).unwrap();
+    let told = house.fails(1, &["vdi", "attach", &root]);
+    assert!(told.contains("is another image"), "{told}");
+    std::fs::rename(&aside, &base).unwrap();
+    house.attached("root");
+    daemon.stop();
+}

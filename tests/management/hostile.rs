@@ -222,41 +222,75 @@ fn a_crowd_of_silent_peers_keeps_nobody_out() {
     alive(&daemon);
 }
 
+/// A daemon's call that has begun and does not end while a file is there.
+struct LastingCall {
+    hold: std::path::PathBuf,
+    asking: std::thread::JoinHandle<Result<Value, client::CallError>>,
+}
+
+impl LastingCall {
+    fn begin(daemon: &Daemon) -> Self {
+        let config = json!({"location": daemon.location()});
+        let sr = json!({"sr": SR, "driver": "file", "config": config});
+        daemon.json("sr_create", sr.clone()).unwrap();
+        daemon.json("sr_attach", sr).unwrap();
+        let vdi = daemon.json("vdi_create", json!({"sr": SR, "size": 4096})).unwrap();
+        let hold = daemon.dir.path().join("in-use").join("hold");
+        std::fs::write(&hold, "").unwrap();
+        let socket = daemon.socket();
+        let asking = std::thread::spawn({
+            let socket = socket.clone();
+            move || client::call(&socket, "vdi_attach", json!({"sr": SR, "vdi": vdi["vdi"]}))
+        });
+        let running = || {
+            let answer = said(&socket, &head("GET /v1/health", "Connection: close\r\n"));
+            let health = answer.split("\r\n\r\n").nth(1).unwrap();
+            serde_json::from_str::<Value>(health).unwrap()["calls"]["running"] == 1
+        };
+        let begun = (0..6000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            running()
+        });
+        assert!(begun, "the call never begins");
+        Self { hold, asking }
+    }
+
+    /// Lets it end well.
+    fn end(self) {
+        std::fs::remove_file(&self.hold).unwrap();
+        assert!(self.asking.join().unwrap().unwrap()["path"].is_string());
+    }
+}
+
+#[test]
+fn a_call_that_has_waited_long_for_its_turn_is_told_so() {
+    let turn_time = Duration::from_millis(200);
+    let daemon = Daemon::with("one", ApiLimits { calls: 1, turn_time, ..ApiLimits::default() });
+    let lasting = LastingCall::begin(&daemon);
+    let body = br#"{"jsonrpc":"2.0","id":1,"method":"sr_list"}"#;
+    let length = format!("Connection: close\r\nContent-Length: {}\r\n", body.len());
+    let asked = [&head("POST /v1", &length), &body[..]].concat();
+    let answer = said(&daemon.socket(), &asked);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("try again later"), "{answer}");
+    lasting.end();
+    assert!(said(&daemon.socket(), &asked).starts_with("HTTP/1.1 200 "));
+}
+
 #[test]
 fn the_end_waits_for_calls_and_for_nobody_else() {
     let mut daemon = Daemon::new();
-    let config = json!({"location": daemon.location()});
-    let sr = json!({"sr": SR, "driver": "file", "config": config});
-    daemon.json("sr_create", sr.clone()).unwrap();
-    daemon.json("sr_attach", sr).unwrap();
-    let vdi = daemon.json("vdi_create", json!({"sr": SR, "size": 4096})).unwrap();
-    let hold = daemon.dir.path().join("in-use").join("hold");
-    std::fs::write(&hold, "").unwrap();
     let mut silent = UnixStream::connect(daemon.socket()).unwrap();
     silent.write_all(b"POST /sm HTTP").unwrap();
     let socket = daemon.socket();
-    let asking = std::thread::spawn({
-        let socket = socket.clone();
-        move || client::call(&socket, "vdi_attach", json!({"sr": SR, "vdi": vdi["vdi"]}))
-    });
-    let running = || {
-        let answer = said(&socket, &head("GET /v1/health", "Connection: close\r\n"));
-        let health: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
-        health["calls"]["running"] == 1
-    };
-    let begun = (0..6000).any(|_| {
-        std::thread::sleep(Duration::from_millis(10));
-        running()
-    });
-    assert!(begun, "the call never begins");
+    let lasting = LastingCall::begin(&daemon);
     daemon.ask_to_end();
     let refused = (0..6000).any(|_| {
         std::thread::sleep(Duration::from_millis(10));
         UnixStream::connect(&socket).is_err()
     });
-    assert!(refused && !asking.is_finished(), "it listens on, or the call was cut");
-    std::fs::remove_file(&hold).unwrap();
-    assert!(asking.join().unwrap().unwrap()["path"].is_string());
+    assert!(refused && !lasting.asking.is_finished(), "it listens on, or the call was cut");
+    lasting.end();
     daemon.end();
 }
 

@@ -64,24 +64,24 @@ fn what_was_detached_is_not_attached_again_although_it_could_not_be_attached() {
     let (data, aside) = (lot.data(1), lot.data(1).with_extension("aside"));
     std::fs::rename(&data, &aside).unwrap();
     let lot = lot.restarted();
-    assert_eq!(lot.control.restore().unwrap().len(), 1);
+    assert_eq!(lot.control.restore(|| true).unwrap().len(), 1);
     lot.fails(lot.detach(1), Code::Enodev);
     std::fs::rename(&aside, &data).unwrap();
     let lot = lot.restarted();
-    assert_eq!(lot.control.restore().unwrap(), []);
+    assert_eq!(lot.control.restore(|| true).unwrap(), []);
     assert_eq!((lot.attached_read_only(1), lot.attached_read_only(2)), (None, Some(false)));
     // All of it, when its place is away.
     let (place, elsewhere) = (lot.location(), lot.location().with_extension("elsewhere"));
     std::fs::rename(&place, &elsewhere).unwrap();
     let lot = lot.restarted();
-    assert_eq!(lot.control.restore().unwrap().len(), 1);
+    assert_eq!(lot.control.restore(|| true).unwrap().len(), 1);
     lot.done(Command::SrDetach { sr: lot.sr });
     std::fs::rename(&elsewhere, &place).unwrap();
     let lot = lot.restarted();
-    assert_eq!(lot.control.restore().unwrap(), []);
+    assert_eq!(lot.control.restore(|| true).unwrap(), []);
     lot.done(lot.sr_attach());
     let lot = lot.restarted();
-    assert_eq!(lot.control.restore().unwrap(), []);
+    assert_eq!(lot.control.restore(|| true).unwrap(), []);
     assert_eq!(lot.attached_read_only(2), None);
 }
 
@@ -97,6 +97,6 @@ fn what_ends_badly_has_ended_all_the_same() {
     assert_eq!(lot.attached_read_only(number), Some(false), "it is served anew, not only said to");
     lot.fails(lot.detach(number), Code::Eio);
     let lot = lot.restarted();
-    assert_eq!(lot.control.restore().unwrap(), []);
+    assert_eq!(lot.control.restore(|| true).unwrap(), []);
     assert_eq!(lot.attached_read_only(number), None);
 }

@@ -413,6 +413,35 @@ impl Loop {
         foreign::run("e2fsck", &["-fn".as_ref(), self.node.as_path()]);
     }
 
+    /// Has another program take it.
+    pub(crate) fn given_to(&self, tool: &str, args: &[&str]) {
+        let mut command = Process::new(tool);
+        command.args(args).arg(&self.node).stdin(std::process::Stdio::null());
+        let taken = command.output().unwrap();
+        assert!(taken.status.success(), "{tool}: {}", String::from_utf8_lossy(&taken.stderr));
+    }
+
+    /// Its first MiB.
+    pub(crate) fn head(&self) -> Vec<u8> {
+        use std::io::Read;
+        let mut head = Vec::new();
+        let device = std::fs::File::open(&self.node).unwrap();
+        device.take(1 << 20).read_to_end(&mut head).unwrap();
+        head
+    }
+
+    pub(crate) fn blank(&self) {
+        foreign::run("blkdiscard", &["-f".as_ref(), self.node.as_path()]);
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn mounts(&self) -> Vec<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let node = self.node.to_str().unwrap_or_default();
+        let ours = mounts.lines().filter(|line| line.split(' ').next() == Some(node));
+        ours.filter_map(|line| line.split(' ').nth(1)).map(str::to_owned).collect()
+    }
+
     pub(crate) fn is_zero(&self) -> bool {
         std::fs::read(self.file.path()).unwrap().iter().all(|byte| *byte == 0)
     }
@@ -421,12 +450,8 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         // A test that failed may have left it mounted.
-        if let Ok(mounts) = std::fs::read_to_string("/proc/self/mounts") {
-            let node = self.node.to_str().unwrap_or_default();
-            let ours = mounts.lines().filter(|line| line.split(' ').next() == Some(node));
-            for place in ours.filter_map(|line| line.split(' ').nth(1)) {
-                let _ = Process::new("umount").arg(place).status();
-            }
+        for place in self.mounts() {
+            let _ = Process::new("umount").arg(place).status();
         }
         let _ = Process::new("losetup").arg("-d").arg(&self.node).status();
     }

@@ -32,7 +32,7 @@ enum CacheArg {
 #[command(next_help_heading = "What to export")]
 pub(super) struct ExportOptions {
     /// The images: .vhd, .raw, .img or a block device (or say --format). Several are called by
-    /// their file names
+    /// their file names. null:SIZE is a disk that KEEPS NOTHING: zeroes, to measure with
     #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "admin"])]
     pub(super) images: Vec<PathBuf>,
     /// Export this too (may be repeated): comma-separated words such as

@@ -190,7 +190,9 @@ fn create(ask: &AskOptions, create: &Create) -> Result<String, Failure> {
     });
     ask.call("sr_create", params)?;
     if !create.no_attach {
-        ask.call("sr_attach", json!({ "sr": sr, "driver": driver, "config": config }))?;
+        let attached =
+            ask.call("sr_attach", json!({ "sr": sr, "driver": driver, "config": config }));
+        attached.map_err(|failure| failure.after(&format!("the SR {sr} was made, but")))?;
     }
     Ok(sr)
 }

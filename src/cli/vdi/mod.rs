@@ -8,7 +8,7 @@ use std::io::Write;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::ask::{AskOptions, Found, Sr, Vdi, versioned};
+use super::ask::{AskOptions, Found, Sr, Vdi, tell_findings, versioned};
 use super::output::{Exit, Failure, SCHEMA_VERSION};
 use super::sr::named_value;
 use super::table::{Look, Table, printable};
@@ -352,10 +352,14 @@ fn list(options: &VdiOptions, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let look = Look::of_output(ask.bytes);
     let mut table = table(look);
-    let mut all = Vec::new();
+    let (mut all, mut findings) = (Vec::new(), Vec::new());
     for sr in srs {
         if ask.json {
             let mut answer = ask.call("sr_scan", json!({ "sr": sr.sr }))?;
+            for finding in answer["findings"].as_array_mut().into_iter().flatten() {
+                finding["sr"] = json!(sr.sr);
+                findings.push(finding.take());
+            }
             for vdi in answer["vdis"].as_array_mut().into_iter().flatten() {
                 vdi["sr"] = json!(sr.sr);
                 vdi["attached"] = json!(
@@ -367,12 +371,15 @@ fn list(options: &VdiOptions, out: &mut dyn Write) -> Result<(), Failure> {
             }
             continue;
         }
-        for vdi in &ask.scan(&sr.sr)?.vdis {
+        let scan = ask.scan(&sr.sr)?;
+        tell_findings(&scan);
+        for vdi in &scan.vdis {
             row(&mut table, look, &sr, vdi, "");
         }
     }
     if ask.json {
-        writeln!(out, "{}", json!({ "schema_version": SCHEMA_VERSION, "vdis": all }))?;
+        let answer = json!({ "schema_version": SCHEMA_VERSION, "vdis": all, "findings": findings });
+        writeln!(out, "{answer}")?;
         return Ok(());
     }
     Ok(table.write(out)?)

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::state;
-use crate::cli::ask::{AskOptions, Scan, Sr, Vdi};
+use crate::cli::ask::{AskOptions, Scan, Sr, Vdi, tell_findings};
 use crate::cli::output::{Failure, SCHEMA_VERSION};
 use crate::cli::table::{Look, printable};
 
@@ -36,6 +36,7 @@ pub(super) fn run(ask: &AskOptions, sr: Option<&str>, out: &mut dyn Write) -> Re
             let roots: Value = forest.roots().iter().map(|vdi| forest.as_json(vdi, 0)).collect();
             all.push(json!({ "sr": scan.sr, "label": scan.label, "roots": roots }));
         } else {
+            tell_findings(&scan);
             forest.draw(out)?;
         }
     }

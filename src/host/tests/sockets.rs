@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::{Dice, arena, hosts};
-use crate::engine::effect::IoError;
-use crate::engine::units::ByteLen;
-use crate::host::{Event, Host, ReceiveInto, SendList, SocketId};
+use crate::engine::effect::{Effect, EffectId, IoError, Outcome, Target};
+use crate::engine::units::{ByteLen, FileOffset};
+use crate::host::{Descriptors, Event, Host, OpenMode, ReceiveInto, SendList, SocketId};
 
 fn next(host: &mut Host, pending: &mut Vec<Event>) -> Event {
     while pending.is_empty() {
@@ -37,13 +37,14 @@ fn received(
     }
 }
 
-/// Sends everything back, in shreds.
+/// Sends everything back, in shreds, until nobody listens any more.
 fn echo(mut stream: UnixStream) {
     let mut buffer = vec![0; 7001];
     loop {
-        match stream.read(&mut buffer).unwrap() {
-            0 => return,
-            got => stream.write_all(&buffer[..got]).unwrap(),
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(got) if stream.write_all(&buffer[..got]).is_err() => return,
+            Ok(_) => {}
         }
     }
 }
@@ -212,5 +213,155 @@ fn a_host_dropped_with_operations_in_flight_lets_go_of_them() {
         drop(host);
         drop(theirs);
         arena.give(lease);
+    }
+}
+
+/// Sends some bytes of a list that came back, or of a new one.
+fn send_some(host: &mut Host, socket: SocketId, mut list: SendList) {
+    list.clear();
+    list.push_bytes(&[3; 4000]);
+    host.send(socket, list);
+}
+
+#[test]
+fn a_peer_that_takes_nothing_does_not_keep_the_others_waiting() {
+    let arena = arena();
+    for mut host in hosts(&arena) {
+        let ((stuck, silent), (socket, theirs)) = (pair(&mut host), pair(&mut host));
+        let peer = std::thread::spawn(move || echo(theirs));
+        let into = ReceiveInto::Buffer { bytes: vec![0; 8000], filled: 0 };
+        send_some(&mut host, stuck, SendList::new());
+        send_some(&mut host, socket, SendList::new());
+        host.receive(socket, into);
+        let (mut events, mut echoed, mut since_taken) = (Vec::new(), 0u64, 0);
+        // Its buffers, whatever their size, are full when it took nothing for long.
+        while since_taken < 500 {
+            host.wait(Some(Duration::from_secs(30)), &mut events).unwrap();
+            assert!(!events.is_empty(), "all wait for the peer that takes nothing");
+            // Half of the time, as a shard does that has nothing to do before.
+            if echoed % 2 == 0 {
+                host.defer_sent();
+            }
+            for event in events.drain(..) {
+                match event {
+                    Event::Sent { socket: at, list, result } => {
+                        result.unwrap();
+                        since_taken = if at == stuck { 0 } else { since_taken };
+                        send_some(&mut host, at, list);
+                    }
+                    Event::Received { into, result, .. } => {
+                        echoed += u64::from(result.unwrap());
+                        since_taken += 1;
+                        let ReceiveInto::Buffer { bytes, .. } = into else { panic!() };
+                        host.receive(socket, ReceiveInto::Buffer { bytes, filled: 0 });
+                    }
+                    event => panic!("{event:?}"),
+                }
+            }
+        }
+        assert!(echoed > 0);
+        drop((silent, host));
+        peer.join().unwrap();
+    }
+}
+
+#[test]
+fn a_lone_cached_read_and_its_answer_cost_two_calls() {
+    let mut arena = arena();
+    let Some(mut host) = hosts(&arena).into_iter().find(|host| matches!(host, Host::Uring(_)))
+    else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    let file = host.add_file(Descriptors::new(file.into(), OpenMode::BUFFERED)).unwrap();
+    let (socket, mut theirs) = pair(&mut host);
+    const ROUNDS: u64 = 1000;
+    let peer = std::thread::spawn(move || {
+        let mut answer = [0; 4096];
+        for _ in 0..ROUNDS {
+            theirs.write_all(b"?").unwrap();
+            theirs.read_exact(&mut answer).unwrap();
+            assert!(answer.iter().all(|byte| *byte == 7));
+        }
+        theirs
+    });
+    let lease = arena.take(4096).unwrap();
+    let into = ReceiveInto::Buffer { bytes: vec![0; 10], filled: 0 };
+    host.receive(socket, into);
+    let (mut events, mut list, mut answered) = (Vec::new(), SendList::new(), 0);
+    while answered < ROUNDS {
+        host.defer_sent();
+        host.wait(Some(Duration::from_secs(1)), &mut events).unwrap();
+        while let Some(event) = events.pop() {
+            match event {
+                Event::Received { into: ReceiveInto::Buffer { bytes, .. }, .. } => {
+                    let at = FileOffset::new(answered % 256 * 4096);
+                    let into = Target::Span(lease.span());
+                    host.start(7, Effect::Read { id: EffectId(1), file, at, into });
+                    host.receive(socket, ReceiveInto::Buffer { bytes, filled: 0 });
+                }
+                Event::Effect { outcome, .. } => {
+                    assert_eq!(outcome, Outcome::Done);
+                    list.clear();
+                    list.push_span(lease.span());
+                    host.send(socket, std::mem::take(&mut list));
+                }
+                Event::Sent { list: back, .. } => {
+                    list = back;
+                    answered += 1;
+                }
+                event => panic!("{event:?}"),
+            }
+            host.take_ready(&mut events);
+        }
+    }
+    drop(peer.join().unwrap());
+    let counted = host.counters();
+    println!("{counted:?}");
+    assert_eq!(counted.inline_reads, ROUNDS, "{counted:?}");
+    // One call waits for a request while it sends the answer to the one before.
+    assert!(counted.enters <= ROUNDS + 10, "{counted:?}");
+    arena.give(lease);
+}
+
+#[test]
+fn a_send_the_peer_has_no_room_for_goes_on_when_it_has_although_nobody_waits_for_its_end() {
+    let arena = arena();
+    for mut host in hosts(&arena) {
+        let (socket, mut theirs) = pair(&mut host);
+        let (mut events, mut sent) = (Vec::new(), 0u64);
+        let mut back = Some(SendList::new());
+        // As much as fits, and one more that does not.
+        while let Some(mut list) = back.take() {
+            list.clear();
+            let round = sent;
+            list.push_bytes(&round.to_ne_bytes().repeat(6000));
+            host.send(socket, list);
+            sent += 1;
+            host.defer_sent();
+            host.wait(Some(Duration::from_millis(5)), &mut events).unwrap();
+            match events.pop() {
+                Some(Event::Sent { list, result, .. }) => {
+                    result.unwrap();
+                    back = Some(list);
+                }
+                Some(event) => panic!("{event:?}"),
+                None => {}
+            }
+        }
+        let reader = std::thread::spawn(move || {
+            for round in 0..sent {
+                let mut got = [0; 48_000];
+                theirs.read_exact(&mut got).unwrap();
+                assert!(got == round.to_ne_bytes().repeat(6000)[..], "{round}");
+            }
+            theirs
+        });
+        host.wait(Some(Duration::from_secs(30)), &mut events).unwrap();
+        assert!(matches!(events.pop(), Some(Event::Sent { result: Ok(()), .. })));
+        drop(reader.join().unwrap());
     }
 }

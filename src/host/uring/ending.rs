@@ -15,6 +15,7 @@ const COMMANDS_MAX: Duration = Duration::from_secs(5);
 impl Drop for Uring {
     fn drop(&mut self) {
         // I6 ends here too: the kernel must let go of all memory before it is freed.
+        self.drop_lone();
         let in_flight: Vec<u32> = self.operations.numbers().collect();
         for operation in in_flight {
             if !matches!(self.operations.of(operation), Some(Operation::Command { .. })) {
@@ -32,7 +33,9 @@ impl Drop for Uring {
             // Commands end with their connections, which others are ending meanwhile.
             let left =
                 (self.commands() > 0).then(|| patience.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) || self.enter(1, left).is_err() {
+            if left == Some(Duration::ZERO)
+                || self.enter(usize::from(self.quiet.is_empty()), left).is_err()
+            {
                 // The ring is broken, or a connection lives on, and what the kernel still does is
                 // unknown: memory it may write to is never freed.
                 std::mem::forget(std::mem::replace(&mut self.operations, Slab::new()));
@@ -41,6 +44,7 @@ impl Drop for Uring {
                 return;
             }
             self.reap();
+            self.settle_quiet();
         }
         // The kernel tears a ring down some time after its descriptor is closed. The files go now,
         // and their locks with them: who opens an image next finds it free.

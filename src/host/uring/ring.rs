@@ -25,6 +25,8 @@ pub(super) struct Standing {
     pub(super) is_empty: bool,
     /// Something waits that only entering the kernel brings.
     pub(super) owes: bool,
+    /// Some completions had no room in their queue.
+    pub(super) overflows: bool,
 }
 
 impl Ring {
@@ -57,8 +59,9 @@ impl Ring {
         macro_rules! of {
             ($ring:ident) => {{
                 let queue = $ring.submission();
-                let owes = queue.taskrun() || queue.cq_overflow();
-                Standing { is_empty: queue.is_empty(), owes }
+                let overflows = queue.cq_overflow();
+                let owes = queue.taskrun() || overflows;
+                Standing { is_empty: queue.is_empty(), owes, overflows }
             }};
         }
         match self {

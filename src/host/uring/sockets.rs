@@ -7,12 +7,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use io_uring::opcode;
-use nix::libc::{MSG_NOSIGNAL, MSG_WAITALL};
+use io_uring::{opcode, squeue};
+use nix::libc::{MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL};
 use rustix::io::Errno;
 use rustix::net::AddressFamily;
 
-use super::{Message, Operation, Socket, TRANSFER_MAX, Uring, slice_of};
+use super::{Message, Operation, Socket, TRANSFER_MAX, Takes, Uring, slice_of};
 use crate::engine::effect::IoError;
 use crate::engine::units::ByteLen;
 use crate::host::blocking::SLICES_MAX;
@@ -36,7 +36,8 @@ impl Uring {
         let slot = self.take_slot(fd.as_raw_fd())?;
         let (receiving, sending, message) = (None, None, None);
         let whole = whole_flag(&fd);
-        let socket = Socket { fd, slot, receiving, sending, closing: false, message, whole };
+        let (closing, takes) = (false, Takes::AtOnce);
+        let socket = Socket { fd, slot, receiving, sending, closing, message, whole, takes };
         Ok(SocketId(self.sockets.insert(socket)))
     }
 
@@ -116,15 +117,21 @@ impl Uring {
         }
         assert!(state.sending.is_none(), "two sends on {socket:?}");
         let message = state.message.take().unwrap_or_else(Message::new);
-        let sent = ByteLen::ZERO;
-        let operation = Operation::Send { socket: socket.0, list, sent, message };
+        let (sent, since, takes) = (ByteLen::ZERO, self.counters.enters, state.takes);
+        let total = list.total();
+        let operation = Operation::Send { socket: socket.0, list, sent, message, since };
         let index = self.operations.insert(operation);
         state.sending = Some(index);
-        self.issue_send(index);
+        let quiet = self.is_quiet(takes, total);
+        if quiet {
+            self.quiet.push(index);
+        }
+        self.issue_send(index, quiet);
     }
 
-    fn issue_send(&mut self, index: u32) {
-        let Some(Operation::Send { socket, list, sent, message }) = self.operations.of_mut(index)
+    fn issue_send(&mut self, index: u32, quiet: bool) {
+        let Some(Operation::Send { socket, list, sent, message, .. }) =
+            self.operations.of_mut(index)
         else {
             return;
         };
@@ -134,9 +141,12 @@ impl Uring {
         list.slices(&self.memory, *sent, SLICES_MAX, &mut |bytes| slices.push(slice_of(bytes)));
         message.header.msg_iov = slices.as_mut_ptr();
         message.header.msg_iovlen = slices.len() as _;
-        let flags = (MSG_NOSIGNAL | MSG_WAITALL) as u32;
-        let entry = opcode::SendMsg::new(state.slot, &raw const message.header).flags(flags);
-        self.push(entry.build(), index);
+        let flags = MSG_NOSIGNAL | MSG_WAITALL | if quiet { MSG_DONTWAIT } else { 0 };
+        let entry = opcode::SendMsg::new(state.slot, &raw const message.header);
+        let entry = entry.flags(flags as u32).build();
+        // What is not to wait is over, well or badly, when it is submitted.
+        let skip = if quiet { squeue::Flags::SKIP_SUCCESS } else { squeue::Flags::empty() };
+        self.push(entry.flags(skip), index);
     }
 
     pub(super) fn received(&mut self, index: u32, result: Result<usize, IoError>) {
@@ -180,9 +190,14 @@ impl Uring {
     }
 
     pub(super) fn sent(&mut self, index: u32, result: Result<usize, IoError>) {
-        let Some(Operation::Send { socket, list, sent, .. }) = self.operations.of_mut(index) else {
+        self.quiet.retain(|quiet| *quiet != index);
+        let now = self.counters.enters;
+        let Some(Operation::Send { socket, list, sent, since, .. }) = self.operations.of_mut(index)
+        else {
             return;
         };
+        let takes = if now <= *since + 1 { Takes::AtOnce } else { Takes::Later };
+        *since = now;
         let id = SocketId(*socket);
         let closing = self.sockets.of(id.0).is_none_or(|state| state.closing);
         let again = match result {
@@ -194,7 +209,7 @@ impl Uring {
         };
         let complete = *sent == list.total();
         if again && !closing {
-            self.issue_send(index);
+            self.issue_send(index, false);
             return;
         }
         let Some(Operation::Send { list, message, .. }) = self.operations.remove(index) else {
@@ -202,6 +217,7 @@ impl Uring {
         };
         if let Some(state) = self.sockets.of_mut(id.0) {
             state.sending = None;
+            state.takes = takes;
             state.message = Some(message);
         }
         if closing {

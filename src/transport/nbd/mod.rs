@@ -179,6 +179,11 @@ impl NbdClient {
             self.sending_since = Some(cx.now());
             cx.send(list);
         }
+        // Unless all that is left to do is to listen, the end of a send lets something go on.
+        let listens = self.receiving_since.is_some() && self.ending == Ending::No;
+        if !listens || self.out.is_behind() || self.limits.idle.is_some() {
+            cx.hurry();
+        }
     }
 }
 

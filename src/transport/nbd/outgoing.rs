@@ -41,6 +41,11 @@ impl Outgoing {
         !self.sending && self.filling.list.is_empty() && self.full.is_empty()
     }
 
+    /// Whether replies wait for the send under way.
+    pub(super) fn is_behind(&self) -> bool {
+        self.sending && !(self.filling.list.is_empty() && self.full.is_empty())
+    }
+
     /// Bytes of replies, data left out, that wait to be sent.
     pub(super) fn own_len(&self) -> usize {
         self.full_own_len + self.filling.list.own_len()
