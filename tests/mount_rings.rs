@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/foreign.rs"]
-#[allow(dead_code)]
 mod foreign;
 #[path = "mount/place.rs"]
 #[allow(dead_code)]
