@@ -48,10 +48,10 @@ fuzz TARGET SECONDS="60":
 fuzz-smoke SECONDS="60":
     ORLOP_FUZZ_SECONDS={{SECONDS}} cargo test --release --test fuzz_replay -- --nocapture
 
-# Compare with other NBD servers, data verified first; options as in benches/peers
+# Compare with other NBD servers, which are installed, data verified first; options as in benches/peers
 bench-peers *ARGS:
     cargo build --release
-    python3 benches/peers --orlop target/release/orlop {{ARGS}}
+    python3 -B benches/peers --orlop target/release/orlop --install --calls {{ARGS}}
 
 # What a client notices of others' abuse; options as in benches/abuse.py
 bench-abuse *ARGS:

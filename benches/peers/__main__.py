@@ -15,6 +15,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,10 +140,11 @@ class Peers:
             cases = [case for case in job.cases
                      if case.server == "fio" or case.server in self.servers]
             rows = [{"label": case.label, "rounds": []} for case in cases]
+            say(f"verifying for: {job.title}" + ("" if job.x is None else f", {job.x}"))
             for case, row in zip(cases, rows):
                 row["trusted"] = self.trust(case)
                 if self.options.calls and row["trusted"] and case.server != "fio" \
-                        and job.x is None and not job.writes():
+                        and job.x is None and not job.writes() and job.connections == 1:
                     row["system_calls"] = self.calls_of(job, case)
             floors = [dict(vars(floor), text=floor.text()) for floor in job.floors]
             told.append({"key": job.key, "title": job.title, "x": job.x, "floors": floors,
@@ -186,6 +188,25 @@ class Peers:
         return report
 
 
+# Programs, and the Debian packages they come from.
+PROGRAMS = {"qemu-img": "qemu-utils", "qemu-storage-daemon": "qemu-utils",
+            "nbdkit": "nbdkit", "nbd-server": "nbd-server", "nbdcopy": "libnbd-bin", "fio": "fio",
+            "strace": "strace"}
+
+
+def install():
+    missing = sorted({of for program, of in PROGRAMS.items() if not shutil.which(program)})
+    if not missing:
+        return
+    say(f"installing: {' '.join(missing)}")
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    for words in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *missing]):
+        done = subprocess.run([*as_root, "apt-get", *words], stdin=subprocess.DEVNULL,
+                              stdout=sys.stderr)
+        if done.returncode != 0:
+            say(f"apt-get {words[0]} failed: what is missing is left out")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--orlop", default="target/release/orlop")
@@ -198,25 +219,32 @@ def main():
     parser.add_argument("--short", action="store_true",
                         help="a few jobs in a minute or two, and only the table on standard output")
     parser.add_argument("--mib", type=int, default=256, help="of each disk")
+    parser.add_argument("--json", action="store_true", help="with --short: the report as JSON")
+    parser.add_argument("--install", action="store_true",
+                        help="install Debian's packages of what is missing first")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calls", action="store_true", help="count system calls, by strace")
     parser.add_argument("--dir", default="/var/tmp", help="where the images lie")
     parser.add_argument("--out", default="docs/benchmarks", help="where the report goes")
     options = parser.parse_args()
+    if options.install:
+        install()
     options.orlop = shutil.which(options.orlop) or os.path.abspath(options.orlop)
     if options.short:
         options.rounds, options.seconds, options.mib = 3, 0.5, 64
     jobs = [job for name in options.suite or SUITES for job in SUITES[name]()]
     jobs = short() if options.short else jobs
     jobs = [job for job in jobs if not options.job or job.key in options.job]
+    # Whoever ends this ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     peers = Peers(options)
     try:
         report = peers.report(peers.race(jobs))
     finally:
         shutil.rmtree(peers.folder, ignore_errors=True)
     if options.short:
-        print(markdown(report))
-        return
+        print(json.dumps(report, indent=1) if options.json else markdown(report))
+        sys.exit(1 if report["failures"] else 0)
     os.makedirs(options.out, exist_ok=True)
     with open(os.path.join(options.out, "report.json"), "w") as file:
         json.dump(report, file, indent=1)

@@ -12,6 +12,7 @@ mod direct;
 mod drive;
 mod load;
 mod options;
+mod peers;
 mod pipe;
 mod plan;
 mod report;
@@ -58,6 +59,9 @@ impl Verdict {
 /// What kept the load from starting, or `out` from taking the report. What went wrong under load is
 /// a [`Verdict::Faulty`].
 pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<Verdict> {
+    if options.peers {
+        return peers::run(options.json, out);
+    }
     if let Some([a, b]) = options.compare.as_deref() {
         return compared(a, b, options.json, out);
     }

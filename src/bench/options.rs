@@ -36,7 +36,7 @@ const TIME_DEFAULT: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 pub struct BenchOptions {
     /// nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH, or the path of a file
-    #[arg(required_unless_present = "compare")]
+    #[arg(required_unless_present_any = ["compare", "peers"])]
     pub target: Option<String>,
 
     /// Kind of load: read, write, randread, randwrite, randrw
@@ -111,6 +111,11 @@ pub struct BenchOptions {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+
+    /// Compare 'orlop serve' with the other NBD servers of this machine, data verified first; takes
+    /// a minute or two (needs python3, qemu-img and nbdcopy)
+    #[arg(long, conflicts_with_all = ["target", "compare"])]
+    pub peers: bool,
 
     /// Print how the second of two JSON reports compares with the first
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with = "target")]
