@@ -215,7 +215,20 @@ impl Mailbox {
 /// # Errors
 /// When no host or memory is to be had.
 pub fn spawn(aio: Aio, size: ArenaSize) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
-    spawn_within(aio, size, DRAIN_LIMIT)
+    start(aio, size, DRAIN_LIMIT, Duration::ZERO)
+}
+
+/// Starts a shard's thread, as [`spawn`] does, that looks for what happens for so long before it
+/// sleeps, as long as that pays: see [`Host::set_poll`].
+///
+/// # Errors
+/// When no host or memory is to be had.
+pub fn spawn_polling(
+    aio: Aio,
+    size: ArenaSize,
+    poll: Duration,
+) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
+    start(aio, size, DRAIN_LIMIT, poll)
 }
 
 /// Starts a shard's thread, as [`spawn`] does, whose clients have so long to finish when they must
@@ -228,13 +241,23 @@ pub fn spawn_within(
     size: ArenaSize,
     drain_limit: Duration,
 ) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
+    start(aio, size, drain_limit, Duration::ZERO)
+}
+
+fn start(
+    aio: Aio,
+    size: ArenaSize,
+    drain_limit: Duration,
+    poll: Duration,
+) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
     let (sender, messages) = sync_channel(MAILBOX_DEPTH);
     let belfry = Belfry::default();
     let bells = belfry.clone();
     let (ready, is_ready) = sync_channel::<io::Result<(Waker, Choice)>>(1);
     let thread = std::thread::Builder::new().name("orlop-shard".to_owned()).spawn(move || {
         let made = Arena::new(size).and_then(|arena| {
-            let (host, choice) = Host::new(aio, &arena)?;
+            let (mut host, choice) = Host::new(aio, &arena)?;
+            host.set_poll(poll);
             Ok((arena, host, choice))
         });
         match made {

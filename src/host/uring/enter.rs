@@ -74,6 +74,9 @@ impl Uring {
             return Ok(());
         }
         drop(queue);
+        if want > 0 && self.spin()? {
+            return Ok(());
+        }
         self.counters.enters += 1;
         let entered = match timeout.filter(|_| want > 0) {
             Some(timeout) => {
