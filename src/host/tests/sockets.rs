@@ -365,3 +365,42 @@ fn a_send_the_peer_has_no_room_for_goes_on_when_it_has_although_nobody_waits_for
         drop(reader.join().unwrap());
     }
 }
+
+#[test]
+fn a_host_that_looks_before_it_sleeps_hears_the_same_and_gives_up_in_silence() {
+    let arena = arena();
+    for mut host in hosts(&arena) {
+        host.set_poll(Duration::from_micros(50));
+        let (socket, theirs) = pair(&mut host);
+        let peer = std::thread::spawn(move || echo(theirs));
+        let (mut events, mut list) = (Vec::new(), SendList::new());
+        let mut bytes = vec![0; 8];
+        for round in 0..500u64 {
+            list.clear();
+            list.push_bytes(&round.to_ne_bytes());
+            host.send(socket, std::mem::take(&mut list));
+            let into = ReceiveInto::Buffer { bytes: std::mem::take(&mut bytes), filled: 0 };
+            host.receive(socket, into);
+            for _ in 0..2 {
+                match next(&mut host, &mut events) {
+                    Event::Sent { list: back, .. } => list = back,
+                    Event::Received { into: ReceiveInto::Buffer { bytes: back, .. }, .. } => {
+                        assert_eq!(&back[..8], &round.to_ne_bytes());
+                        bytes = back;
+                    }
+                    event => panic!("{event:?}"),
+                }
+            }
+        }
+        let before = host.counters().spins;
+        for _ in 0..2000 {
+            host.wait(Some(Duration::from_micros(10)), &mut events).unwrap();
+        }
+        let looks = host.counters().spins - before;
+        println!("{before} looks beside an echo, {looks} in silence");
+        assert!(looks < 40, "{looks}");
+        assert_eq!(events, []);
+        drop(host);
+        peer.join().unwrap();
+    }
+}
