@@ -420,6 +420,62 @@ fn a_server_says_in_json_when_it_is_ready_and_why_it_is_not() {
 }
 
 #[test]
+fn a_server_s_end_before_it_began_has_its_own_exit_code() {
+    let desk = Desk::new();
+    desk.ends(0, &["create", "a.vhd", "-s", "4M"]);
+    let _taken = std::os::unix::net::UnixListener::bind(desk.path("taken")).unwrap();
+    let error = desk.json(4, &["serve", "a.vhd", "--json", "--socket", "taken"]);
+    assert_eq!(error["error"]["code"], "address-in-use");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().map(|at| (at.port().to_string(), port)).unwrap();
+    desk.json(4, &["serve", "a.vhd", "--json", "--port", &port.0]);
+    let serve = ["serve", "a.vhd", "--json", "--socket", "s.sock"];
+    let error = desk.json(3, &[&serve[..], &["--partition", "1"]].concat());
+    assert_eq!(error["error"]["code"], "no-partition");
+    desk.ends(2, &["bench", "file:x.raw", "--rw", "randwrite", "--time", "1"]);
+    // README's own form.
+    desk.json(0, &[&serve[..], &["--overlay", "--run", "true"]].concat());
+    desk.json(0, &[&serve[..], &["--overlay=.", "--run", "true"]].concat());
+    let told = desk.ends(0, &[&serve[..], &["--create", "8M", "--run", "true"]].concat());
+    assert!(told.contains("there already"), "{told}");
+}
+
+/// A server told to end at any moment of its start ends in order, if it had begun at all: whoever
+/// kills it before it can hear finds nothing of it.
+#[test]
+fn a_server_that_is_told_to_end_while_it_starts_leaves_no_socket() {
+    let desk = Desk::new();
+    desk.ends(0, &["create", "a.vhd", "-s", "64M"]);
+    let (mut in_order, socket) = (0, desk.path("s.sock"));
+    for turn in 0..40 {
+        let mut server = Command::new(env!("CARGO_BIN_EXE_orlop"))
+            .args(["serve", "a.vhd", "--socket", "s.sock"])
+            .current_dir(desk.dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The first as soon as its socket is there, the others somewhere around that.
+        if turn % 4 == 0 {
+            while !socket.exists() {
+                assert!(server.try_wait().unwrap().is_none(), "it ended by itself");
+                std::thread::yield_now();
+            }
+        } else {
+            std::thread::sleep(std::time::Duration::from_micros(turn * 250));
+        }
+        let pid = rustix::process::Pid::from_raw(server.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = server.wait().unwrap();
+        assert!(!socket.exists(), "turn {turn}: {status}, and the socket is left behind");
+        in_order += u32::from(status.success());
+        let killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(15);
+        assert!(status.success() || (killed && turn % 4 != 0), "turn {turn}: {status}");
+    }
+    assert!(in_order >= 10);
+}
+
+#[test]
 fn an_answer_that_nobody_reads_to_its_end_is_no_failure() {
     let desk = Desk::new();
     // Every second sector is there: far more extents than a pipe holds.
