@@ -126,6 +126,91 @@ fn what_exists_is_replaced_on_request_only() {
 }
 
 #[test]
+fn what_others_depend_on_is_not_replaced() {
+    let desk = Desk::new();
+    for (parent, size) in [("base.vhd", "8M"), ("base.raw", "4M")] {
+        desk.ends(0, &["create", parent, "-s", size]);
+        desk.ends(0, &["create", "child.vhd", "--parent", parent]);
+        let before = fs::read(desk.path(parent)).unwrap();
+        let error = desk.json(1, &["create", parent, "-s", "8M", "--force", "--json"]);
+        assert_eq!(error["error"]["code"], "has-children");
+        let told = error["error"]["message"].as_str().unwrap();
+        assert!(told.contains("it is the parent of") && told.contains("child.vhd"), "{told}");
+        assert!(fs::read(desk.path(parent)).unwrap() == before, "{parent} was replaced");
+        // Not even what opens no more: a child may be all that is left of the disk.
+        fs::write(desk.path(parent), [&before[..512], &[0xFF; 4096]].concat()).unwrap();
+        desk.ends(1, &["create", parent, "-s", "8M", "--force"]);
+        fs::remove_file(desk.path("child.vhd")).unwrap();
+        desk.ends(0, &["create", parent, "-s", "8M", "--force"]);
+    }
+}
+
+#[test]
+fn a_child_keeps_its_parent_from_being_written_whatever_it_is_called() {
+    let desk = Desk::new();
+    for parent in ["base.vhd", "base.raw"] {
+        let serve = ["serve", parent, "--json", "--socket", "s.sock", "--run", "true"];
+        desk.ends(0, &["create", parent, "-s", "4M"]);
+        // What README's `mount --overlay FILE` leaves behind looks like this.
+        desk.ends(0, &["create", "keep", "--format", "vhd", "--parent", parent]);
+        for name in ["keep", "kid.disk", "kid.avhd", "kid.vhdx"] {
+            if name != "keep" {
+                fs::rename(desk.path("keep"), desk.path(name)).unwrap();
+            }
+            let error = desk.json(1, &serve);
+            assert_eq!(error["error"]["code"], "has-children", "{name}");
+            let error = desk.json(1, &["create", parent, "-s", "4M", "--force", "--json"]);
+            assert_eq!(error["error"]["code"], "has-children", "{name}");
+            fs::rename(desk.path(name), desk.path("keep")).unwrap();
+        }
+        // The bytes of a file that is called raw are its guest's. It cannot know the identity of
+        // another disk, but it can guess a name.
+        fs::rename(desk.path("keep"), desk.path("guest.raw")).unwrap();
+        desk.json(if parent == "base.vhd" { 1 } else { 0 }, &serve);
+        fs::remove_file(desk.path("guest.raw")).unwrap();
+        desk.json(0, &serve);
+    }
+}
+
+#[test]
+fn an_image_is_called_what_it_is() {
+    let desk = Desk::new();
+    for name in ["x.qcow2", "x.vhdx", "x.VMDK"] {
+        for format in [&[][..], &["--format", "vhd"]] {
+            let told = desk.ends(2, &[&["create", name, "-s", "1M"], format].concat());
+            assert!(told.contains("promises another format"), "{told}");
+        }
+    }
+    let told = desk.ends(2, &["create", "odd", "-s", "1M"]);
+    assert!(told.contains("--format"), "{told}");
+    desk.ends(2, &["serve", "odd", "--create", "1M", "--socket", "s.sock", "--run", "true"]);
+    assert_eq!(fs::read_dir(desk.dir.path()).unwrap().count(), 0);
+    desk.ends(0, &["create", "odd", "-s", "1M", "--format", "raw"]);
+    assert_eq!(fs::metadata(desk.path("odd")).unwrap().len(), 1 << 20);
+    let told = desk.ends(3, &["create", "nowhere/x.vhd", "-s", "1M"]);
+    assert!(told.contains("directory"), "{told}");
+}
+
+#[test]
+fn who_holds_an_image_tells_what_can_be_done_about_it() {
+    let desk = Desk::new();
+    desk.ends(0, &["create", "a.vhd", "-s", "4M"]);
+    let serve = ["serve", "a.vhd", "--json", "--socket", "s.sock", "--run", "true"];
+    let chain = open(&OpenOptions::new(desk.path("a.vhd"))).unwrap();
+    let error = desk.json(4, &serve);
+    // It would be refused as well.
+    assert!(!error["error"]["hint"].as_str().unwrap().contains("--read-only"), "{error}");
+    desk.json(4, &[&serve[..], &["--read-only"]].concat());
+    drop(chain);
+    let reading = OpenOptions { read_only: true, ..OpenOptions::new(desk.path("a.vhd")) };
+    let chain = open_soon(&reading);
+    let error = desk.json(4, &serve);
+    assert!(error["error"]["hint"].as_str().unwrap().contains("--read-only"), "{error}");
+    desk.json(0, &[&serve[..], &["--read-only"]].concat());
+    drop(chain);
+}
+
+#[test]
 fn a_command_line_that_makes_no_sense_says_what_would() {
     let desk = Desk::new();
     let told = desk.ends(2, &["create", "a.vhd", "-s", "1000"]);
@@ -332,6 +417,62 @@ fn a_server_says_in_json_when_it_is_ready_and_why_it_is_not() {
     assert_eq!(ready["uris"][0], uri.as_str());
     let missing = desk.json(3, &["serve", "absent.vhd", "--json", "--socket", "s.sock"]);
     assert_eq!(missing["error"]["code"], "not-found");
+}
+
+#[test]
+fn a_server_s_end_before_it_began_has_its_own_exit_code() {
+    let desk = Desk::new();
+    desk.ends(0, &["create", "a.vhd", "-s", "4M"]);
+    let _taken = std::os::unix::net::UnixListener::bind(desk.path("taken")).unwrap();
+    let error = desk.json(4, &["serve", "a.vhd", "--json", "--socket", "taken"]);
+    assert_eq!(error["error"]["code"], "address-in-use");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().map(|at| (at.port().to_string(), port)).unwrap();
+    desk.json(4, &["serve", "a.vhd", "--json", "--port", &port.0]);
+    let serve = ["serve", "a.vhd", "--json", "--socket", "s.sock"];
+    let error = desk.json(3, &[&serve[..], &["--partition", "1"]].concat());
+    assert_eq!(error["error"]["code"], "no-partition");
+    desk.ends(2, &["bench", "file:x.raw", "--rw", "randwrite", "--time", "1"]);
+    // README's own form.
+    desk.json(0, &[&serve[..], &["--overlay", "--run", "true"]].concat());
+    desk.json(0, &[&serve[..], &["--overlay=.", "--run", "true"]].concat());
+    let told = desk.ends(0, &[&serve[..], &["--create", "8M", "--run", "true"]].concat());
+    assert!(told.contains("there already"), "{told}");
+}
+
+/// A server told to end at any moment of its start ends in order, if it had begun at all: whoever
+/// kills it before it can hear finds nothing of it.
+#[test]
+fn a_server_that_is_told_to_end_while_it_starts_leaves_no_socket() {
+    let desk = Desk::new();
+    desk.ends(0, &["create", "a.vhd", "-s", "64M"]);
+    let (mut in_order, socket) = (0, desk.path("s.sock"));
+    for turn in 0..40 {
+        let mut server = Command::new(env!("CARGO_BIN_EXE_orlop"))
+            .args(["serve", "a.vhd", "--socket", "s.sock"])
+            .current_dir(desk.dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The first as soon as its socket is there, the others somewhere around that.
+        if turn % 4 == 0 {
+            while !socket.exists() {
+                assert!(server.try_wait().unwrap().is_none(), "it ended by itself");
+                std::thread::yield_now();
+            }
+        } else {
+            std::thread::sleep(std::time::Duration::from_micros(turn * 250));
+        }
+        let pid = rustix::process::Pid::from_raw(server.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = server.wait().unwrap();
+        assert!(!socket.exists(), "turn {turn}: {status}, and the socket is left behind");
+        in_order += u32::from(status.success());
+        let killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(15);
+        assert!(status.success() || (killed && turn % 4 != 0), "turn {turn}: {status}");
+    }
+    assert!(in_order >= 10);
 }
 
 #[test]

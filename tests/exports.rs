@@ -180,17 +180,31 @@ fn exports_come_and_go_while_others_are_used() {
     let uri = server.uri_of("b");
     run("qemu-io", &["-f", "raw", "-c", "write -P 5 0 1M", &uri]);
     // Taken, unknown, unreadable: each its own words, and nothing changes.
-    for (words, about) in [
-        (["add", &spec].as_slice(), "already"),
-        (&["add", "image=/nowhere/x.raw"], "x.raw"),
-        (&["add", "image=b.raw,colour=red"], "colour"),
-        (&["remove", "c"], "no export"),
-        (&["limit", "c", "--iops", "5"], "no export"),
+    for (words, code, about) in [
+        (["add", &spec].as_slice(), 1, "already"),
+        (&["add", "image=/nowhere/x.raw"], 3, "x.raw"),
+        (&["add", "image=b.raw,colour=red"], 1, "colour"),
+        (
+            &["add", &format!("{spec},name=p,partition=1").replacen("name=b,", "", 1)],
+            3,
+            "partition",
+        ),
+        (&["remove", "c"], 3, "no export"),
+        (&["limit", "c", "--iops", "5"], 3, "no export"),
+        (&["limit", "b"], 2, "--bps"),
     ] {
         let refused = ask(words);
         let said = String::from_utf8_lossy(&refused.stdout).into_owned();
-        assert!(!refused.status.success() && said.contains(about), "{words:?}: {refused:?}");
+        assert_eq!(refused.status.code(), Some(code), "{words:?}: {refused:?}");
+        assert!(said.contains(about), "{words:?}: {refused:?}");
     }
+    // Where the sandbox keeps a place away, the option that opens it is named.
+    let elsewhere = TempDir::new().unwrap();
+    let (far, _) = raw(&elsewhere, "far.raw", MIB, 5);
+    let refused = ask(&["add", &format!("name=far,image={}", text(&far))]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(refused.status.success() || said.contains("--allow-dir"), "{said}");
+    drop(ask(&["remove", "far"]));
     // A client in the middle of something hears that its export goes; the other does not.
     let script = "import nbd,sys,subprocess\n\
         h=nbd.NBD(); h.connect_uri(sys.argv[1]); o=nbd.NBD(); o.connect_uri(sys.argv[2])\n\

@@ -7,12 +7,18 @@
 
 #[path = "support/foreign.rs"]
 mod foreign;
+#[path = "support/server.rs"]
+mod server;
 #[path = "interop/sessions.rs"]
 mod sessions;
 
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 use tempfile::TempDir;
 
-use foreign::{PYTHON, have, run, script, text};
+use foreign::{PYTHON, assert_same, content, have, orlop, run, script, text};
+use server::Server;
 
 /// Lives of one test; several tests make up for at least fifty in all.
 const LIVES: &str = "20";
@@ -52,4 +58,39 @@ fn a_killed_server_of_a_child_loses_nothing_and_shows_nothing_old() {
 #[test]
 fn a_killed_server_past_the_page_cache_loses_nothing_that_was_flushed() {
     live(&["--aio", "auto", "--cache", "none", "--parent"]);
+}
+
+/// Many programs copy a disk and hang up without a flush. Nobody can ask for one any more then, so
+/// what they wrote does not wait until it is half a minute old.
+#[test]
+fn a_copy_without_a_flush_is_kept_once_its_client_has_gone() {
+    const BYTES: u64 = 16 << 20;
+    const BLOCKS: u64 = 8;
+    const SOON: Duration = Duration::from_secs(20);
+    if !have(&["nbdcopy"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let [image, source, copy] =
+        ["disk.vhd", "source.raw", "copy.raw"].map(|name| folder.path().join(name));
+    let bytes = content(BYTES, 17);
+    std::fs::write(&source, &bytes).unwrap();
+    let server = Server::start(&image, &["--create", "16M"]);
+    run("nbdcopy", &[text(&source), server.uri()]);
+    let allocated = || {
+        let told = orlop(&["info", "-U", "--json", text(&image)]);
+        let info: Value = serde_json::from_str(&told).unwrap();
+        info["allocated_blocks"].as_u64().unwrap()
+    };
+    let start = Instant::now();
+    while allocated() < BLOCKS {
+        assert!(start.elapsed() < SOON, "{} of {BLOCKS} blocks", allocated());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server.kill();
+    orlop(&["check", text(&image)]);
+    let server = Server::start(&image, &["--read-only"]);
+    run("nbdcopy", &[server.uri(), text(&copy)]);
+    server.close();
+    assert_same(&std::fs::read(&copy).unwrap(), &bytes, "the copy");
 }

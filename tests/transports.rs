@@ -267,7 +267,7 @@ fn a_service_manager_can_pass_sockets() {
         assert h.get_size()==1049088; h.pread(512,0); h.shutdown()\n";
     run(PYTHON, &["-c", script, ORLOP, "serve", text(&disk)]);
     // Two of them, as sd_listen_fds(3) has it: from 3 on, for the process of that id.
-    let script = "import os,signal,socket,subprocess,sys\n\
+    let script = "import json,os,signal,socket,subprocess,sys\n\
         u=sys.argv[1]; a=socket.socket(socket.AF_UNIX); a.bind(u); a.listen()\n\
         b=socket.create_server(('127.0.0.1',0))\n\
         r,w=os.pipe(); pid=os.fork()\n\
@@ -276,7 +276,7 @@ fn a_service_manager_can_pass_sockets() {
         \u{20} os.dup2(x,40); os.dup2(y,41); os.dup2(40,3); os.dup2(41,4)\n\
         \u{20} os.environ.update(LISTEN_PID=str(os.getpid()),LISTEN_FDS='2')\n\
         \u{20} os.execv(sys.argv[2],sys.argv[2:])\n\
-        os.close(w); out=os.fdopen(r); lines=[out.readline() for _ in range(5)]\n\
+        os.close(w); out=os.fdopen(r); lines=json.loads(out.readline())['uris']\n\
         port=b.getsockname()[1]\n\
         try:\n\
         \u{20} for at in ('nbd+unix:///?socket='+u, 'nbd://127.0.0.1:%d'%port):\n\
@@ -287,7 +287,23 @@ fn a_service_manager_can_pass_sockets() {
         assert os.waitpid(pid,0)[1]==0\n\
         assert os.path.exists(u), 'it is not ours to remove'\n";
     let socket = folder.path().join("given");
-    run(PYTHON, &["-c", script, text(&socket), ORLOP, "serve", text(&disk)]);
+    run(PYTHON, &["-c", script, text(&socket), ORLOP, "serve", text(&disk), "--json"]);
+}
+
+/// nbdcopy hands its own standard output on to the server it starts, and may write the copy there.
+#[test]
+fn a_server_started_by_a_copy_says_nothing_into_it() {
+    if !have(&["nbdcopy"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (disk, _) = image(&folder);
+    let copy = folder.path().join("copy.raw");
+    run("nbdcopy", &["--", "[", ORLOP, "serve", text(&disk), "]", text(&copy)]);
+    let whole = run_any("nbdcopy", &["--", "[", ORLOP, "serve", text(&disk), "]", "-"]);
+    assert!(whole.status.success());
+    assert!(whole.stdout == std::fs::read(&copy).unwrap(), "{} bytes", whole.stdout.len());
+    assert_eq!(whole.stdout.len(), 1_049_088);
 }
 
 #[test]

@@ -29,8 +29,13 @@ pub enum AskError {
         error: std::io::Error,
     },
     /// The server did not do it.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{text}")]
+    Refused {
+        /// A stable word for it.
+        code: String,
+        /// Why.
+        text: String,
+    },
     /// Something else is listening there.
     #[error("what answers at {path} is no orlop server: {error}")]
     Strange {
@@ -41,11 +46,15 @@ pub enum AskError {
     },
 }
 
+/// An answer. What was done may have been answered by null, so that what counts is the error.
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Answer {
-    Ok(Value),
-    Error(String),
+struct Answer {
+    #[serde(default)]
+    ok: Value,
+    error: Option<String>,
+    /// Older servers give none.
+    #[serde(default)]
+    code: String,
 }
 
 /// Asks the server behind the admin socket at `path`.
@@ -64,8 +73,8 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, AskError> {
     let mut reader = BufReader::new(stream.take(ANSWER_MAX));
     reader.read_until(b'\n', &mut answer).map_err(unreachable)?;
     match serde_json::from_slice(&answer) {
-        Ok(Answer::Ok(value)) => Ok(value),
-        Ok(Answer::Error(text)) => Err(AskError::Refused(text)),
+        Ok(Answer { ok, error: None, .. }) => Ok(ok),
+        Ok(Answer { error: Some(text), code, .. }) => Err(AskError::Refused { code, text }),
         Err(error) => Err(AskError::Strange { path: path.to_owned(), error }),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `{"verb": "add", "spec": "name=b,image=b.vhd"}`, `remove` (`name`), `limit` (`name`, `bps`,
 //! `iops`; 0 is no limit), `exports`, `stats`, `reload-tls`. The answer is `{"ok": ...}` or
-//! `{"error": "..."}`. Refuses other users than the server's own and root, and lines without end.
+//! `{"error": "...", "code": "..."}`, where the code is a stable word. Refuses other users than the server's own and root, and lines without end.
 
 mod client;
 mod report;
@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::meter::Rates;
-use crate::server::{Control, ExportSpec};
+use crate::server::{Control, ControlError, DiskError, ExportSpec, NameError};
 
 pub use client::{AskError, ask};
 pub use report::{Look, counters, exports, stats};
@@ -144,15 +144,17 @@ async fn talk(mut stream: UnixStream, control: &Control, usual: &ExportSpec) -> 
         }
         let whole = line.ends_with(b"\n");
         let answer = match serde_json::from_slice::<Ask>(&line) {
-            _ if uid != 0 && uid != own => Err(format!("user {uid} may not administer this")),
-            _ if !whole => Err(format!("a line has an end, within {LINE_MAX} bytes")),
-            Err(error) => Err(format!("that is no request: {error}")),
+            _ if uid != 0 && uid != own => {
+                Err(format!("user {uid} may not administer this").into())
+            }
+            _ if !whole => Err(format!("a line has an end, within {LINE_MAX} bytes").into()),
+            Err(error) => Err(format!("that is no request: {error}").into()),
             Ok(ask) => carry_out(control, usual, ask).await,
         };
         let refused = !whole;
         let answer = match answer {
             Ok(value) => json!({ "ok": value }),
-            Err(error) => json!({ "error": error }),
+            Err(Refusal { code, text }) => json!({ "error": text, "code": code }),
         };
         let bytes = format!("{answer}\n");
         tokio::time::timeout(PATIENCE, writer.write_all(bytes.as_bytes())).await??;
@@ -162,21 +164,63 @@ async fn talk(mut stream: UnixStream, control: &Control, usual: &ExportSpec) -> 
     }
 }
 
-async fn carry_out(control: &Control, usual: &ExportSpec, ask: Ask) -> Result<Value, String> {
+/// Why something was not done.
+struct Refusal {
+    /// A stable word for programs.
+    code: &'static str,
+    text: String,
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self { code: "refused", text }
+    }
+}
+
+impl From<ControlError> for Refusal {
+    fn from(error: ControlError) -> Self {
+        let mut text = told(&error);
+        let code = match &error {
+            ControlError::Name(error) => return Self { code: code_of(error), text },
+            ControlError::Partition { .. } => "no-partition",
+            ControlError::Disk(DiskError::Image(error)) => {
+                if error.is_forbidden() {
+                    text.push_str(
+                        "; what a confined server opens later must lie in a directory that it was \
+                         started with (--allow-dir)",
+                    );
+                }
+                error.code()
+            }
+            _ => "refused",
+        };
+        Self { code, text }
+    }
+}
+
+fn code_of(error: &NameError) -> &'static str {
+    match error {
+        NameError::Unknown(_) => "not-found",
+        NameError::Taken(_) => "exists",
+        NameError::Unsayable | NameError::TooMany(_) => "refused",
+    }
+}
+
+async fn carry_out(control: &Control, usual: &ExportSpec, ask: Ask) -> Result<Value, Refusal> {
     match ask {
         Ask::Add { spec } => {
             let spec = ExportSpec::parse(&spec, usual)?;
-            let seat = control.add(spec).await.map_err(|error| told(&error))?;
+            let seat = control.add(spec).await?;
             tracing::info!(export = seat.name, image = %seat.disk.path.display(), "export added");
             Ok(report::export(&seat))
         }
         Ask::Remove { name } => {
-            control.remove(&name).await.map_err(|error| told(&error))?;
+            control.remove(&name).await?;
             tracing::info!(export = name, "export removed");
             Ok(Value::Null)
         }
         Ask::Limit { name, bps, iops } => {
-            let seat = control.registry().seat(&name).map_err(|error| told(&error))?;
+            let seat = control.registry().seat(&name).map_err(ControlError::from)?;
             let now = seat.throttle.rates();
             let rates = Rates {
                 bytes_per_s: bps.map_or(now.bytes_per_s, NonZeroU64::new),
@@ -188,7 +232,8 @@ async fn carry_out(control: &Control, usual: &ExportSpec, ask: Ask) -> Result<Va
         Ask::Exports => Ok(exports(control.registry())),
         Ask::Stats => Ok(stats(control.registry())),
         Ask::ReloadTls => {
-            let tls = control.tls().ok_or("the server has no TLS credentials to read again")?;
+            let none = || "the server has no TLS credentials to read again".to_owned();
+            let tls = control.tls().ok_or_else(none)?;
             let notices = tls.reload().map_err(|error| told(&error))?;
             Ok(json!(notices.iter().map(ToString::to_string).collect::<Vec<_>>()))
         }

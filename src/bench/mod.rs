@@ -75,12 +75,17 @@ pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<Verdict> {
     Ok(if report.is_clean() { Verdict::Clean } else { Verdict::Faulty })
 }
 
+/// Options that make no sense, or that would destroy what nobody said may go.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct Misused(anyhow::Error);
+
 /// Carries out a load, for callers that want its numbers.
 ///
 /// # Errors
 /// What kept the load from starting.
 pub fn measure(options: &BenchOptions) -> Result<Report> {
-    let settings = options::Settings::new(options, load::fresh_seed())?;
+    let settings = options::Settings::new(options, load::fresh_seed()).map_err(Misused)?;
     let outcome = load::run(&settings)?;
     Ok(Report::new(&settings, &outcome))
 }

@@ -23,7 +23,7 @@ pub(super) struct CreateOptions {
     #[arg(long, short = 's', value_name = "SIZE", value_parser = parse_sectors)]
     size: Option<ByteLen>,
 
-    /// Kind of image (raw for names that end in .raw or .img, else vhd)
+    /// Kind of image, where the name does not tell: .vhd is a VHD, .raw and .img are raw
     #[arg(long, short = 'f', value_name = "KIND")]
     format: Option<Kind>,
 
@@ -65,12 +65,21 @@ enum Kind {
     Raw,
 }
 
+impl Kind {
+    const fn of(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Vhd => Self::Vhd,
+        }
+    }
+}
+
 /// Makes the image.
 pub(super) fn run(options: &CreateOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let kind = options.format.unwrap_or(match Format::of_name(&options.path) {
-        Some(Format::Raw) => Kind::Raw,
-        _ => Kind::Vhd,
-    });
+    let kind = match options.format {
+        Some(kind) => kind,
+        None => Kind::of(Format::of_new(&options.path)?),
+    };
     if options.parent.is_some() && kind != Kind::Vhd {
         return Err(Failure::usage(
             "only a VHD with blocks on demand can have a parent",

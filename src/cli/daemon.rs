@@ -203,6 +203,9 @@ fn failure(error: DaemonError) -> Failure {
         DaemonError::Socket { error, .. } if error.kind() == io::ErrorKind::AddrInUse => {
             (Exit::Busy, "busy", "end who listens there, or name another with --socket")
         }
+        DaemonError::Live { error, .. } if error.is_taken() => {
+            (Exit::Busy, "busy", "end who listens there, or configure another NBD socket")
+        }
         _ => (Exit::Failed, "failed", ""),
     };
     Failure::new(exit, code, error.to_string(), hint.to_owned())

@@ -64,6 +64,10 @@ pub(super) fn run(options: &ExportOptions, out: &mut dyn Write) -> Result<Exit, 
         let hint = "start the server with --admin PATH and name it here with --admin PATH";
         return Err(Failure::usage("which server?", hint));
     };
+    if let Verb::Limit { bps: None, iops: None, .. } = &options.verb {
+        let hint = "add --bps or --iops; 0 takes a limit away";
+        return Err(Failure::usage("no limit is said, so there is nothing to change", hint));
+    }
     let question = match &options.verb {
         Verb::List => Ask::Exports,
         Verb::Add { spec } => Ask::Add { spec: spec.clone() },
@@ -87,10 +91,21 @@ pub(super) fn run(options: &ExportOptions, out: &mut dyn Write) -> Result<Exit, 
 fn failure(error: AskError) -> Failure {
     let (exit, code) = match &error {
         AskError::Unreachable { .. } => (Exit::Unreachable, "unreachable"),
-        AskError::Refused(_) => (Exit::Failed, "refused"),
+        AskError::Refused { code, .. } => meaning(code),
         AskError::Strange { .. } => (Exit::Failed, "strange-answer"),
     };
     Failure::new(exit, code, error.to_string(), String::new())
+}
+
+/// What the server's words for its refusals mean to a shell.
+fn meaning(code: &str) -> (Exit, &'static str) {
+    match code {
+        "not-found" => (Exit::NotFound, "not-found"),
+        "no-partition" => (Exit::NotFound, "no-partition"),
+        "locked" => (Exit::Busy, "locked"),
+        "exists" => (Exit::Failed, "exists"),
+        _ => (Exit::Failed, "refused"),
+    }
 }
 
 /// An answer for people.

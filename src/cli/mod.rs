@@ -135,6 +135,10 @@ fn log_to_standard_error() {
 }
 
 fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let verdict = crate::bench::run(options, out).map_err(|error| Failure::other(&error))?;
+    let verdict = crate::bench::run(options, out).map_err(|error| {
+        let misused = error.downcast_ref::<crate::bench::Misused>();
+        let usage = misused.map(|misused| Failure::usage(misused.to_string(), ""));
+        usage.unwrap_or_else(|| Failure::other(&error))
+    })?;
     Ok(if verdict.exit_status() == 0 { Exit::Ok } else { Exit::Failed })
 }

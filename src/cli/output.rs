@@ -144,7 +144,7 @@ impl From<io::Error> for Failure {
 
 fn exit_of(cause: &Cause) -> Exit {
     match cause {
-        Cause::NotFound => Exit::NotFound,
+        Cause::NotFound | Cause::NoDirectory => Exit::NotFound,
         Cause::Io { error, .. } => match error.kind() {
             // A device in use, or a file that somebody executes or holds a lease on.
             io::ErrorKind::ResourceBusy

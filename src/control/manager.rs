@@ -226,9 +226,14 @@ impl Control {
             if attached.kind == kind && attached.config == *config {
                 return Ok(());
             }
-            let why = format!("it is attached from {}", attached.repository.place());
+            let (place, own) = (attached.repository.place(), &attached.kind);
+            let (why, same) = if *own == kind {
+                (format!("it is attached from {place}"), "device_config")
+            } else {
+                (format!("it is attached from {place}, as of type {own:?}, not {kind:?}"), "type")
+            };
             return Err(Failure::new(Kind::Busy, format!("SR {sr}"), why)
-                .advise("detach it first (sr_detach), or pass the same device_config"));
+                .advise(format!("detach it first (sr_detach), or pass the same {same}")));
         }
         let driver = driver(&kind, config, &self.around)?;
         let substrate = driver.attach(sr)?;

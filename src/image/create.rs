@@ -15,10 +15,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use vhd::{CreateOptions, NewLayout, NewParent, Piece, Plan};
 
+use super::children::{self, Known};
 use super::error::{Cause, ImageError};
 use super::file::{FileKind, FoundFile, Place, vhd_seconds};
 use super::gate::GateError;
-use super::layer::{Format, Notice};
+use super::layer::{Format, Notice, NoticeKind};
 use super::lock::Claim;
 use super::open::{self, OpenOptions, is_called_raw};
 use crate::engine::units::{ByteLen, SECTOR};
@@ -52,6 +53,19 @@ impl NewKind {
             Self::Vhd { .. } | Self::VhdFixed => Format::Vhd,
             Self::Raw => Format::Raw,
         }
+    }
+}
+
+impl Format {
+    /// The format of an image that is to be made under this name, by the rule by which it will be
+    /// opened: else a user would make what nobody finds again.
+    ///
+    /// # Errors
+    /// A name that promises another format, or none.
+    pub fn of_new(path: &Path) -> Result<Self, ImageError> {
+        let foreign = Self::foreign(path).map(|promised| Cause::NameContradicts { promised });
+        let cause = || foreign.unwrap_or(Cause::FormatUnknown);
+        Self::of_name(path).ok_or_else(|| ImageError::new(path, cause()))
     }
 }
 
@@ -93,14 +107,14 @@ pub struct Created {
 /// What forbids it; nothing is left behind then.
 pub fn create(new: &NewImage) -> Result<Created, ImageError> {
     let failed = |cause| ImageError::new(&new.path, cause);
-    let (place, name) =
-        Place::around(&new.path).map_err(|e| failed(Cause::io("find its directory", e)))?;
-    if let Some(promised) = Format::of_name(&new.path)
-        && promised != new.kind.format()
-    {
+    let (place, name) = Place::around(&new.path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => failed(Cause::NoDirectory),
+        _ => failed(Cause::io("find its directory", error)),
+    })?;
+    if let Some(promised) = new.kind.format().contradicted_by(&new.path) {
         return Err(failed(Cause::NameContradicts { promised }));
     }
-    check_free(new, &place, &name)?;
+    let mut notices = check_free(new, &place, &name)?;
     let parent = match (&new.parent, new.kind) {
         (Some(options), NewKind::Vhd { .. }) => Some(measure_parent(new, options, &place)?),
         _ => None,
@@ -110,7 +124,10 @@ pub fn create(new: &NewImage) -> Result<Created, ImageError> {
     let uuid = new.uuid.unwrap_or_else(|| uuid::Uuid::new_v4().into_bytes());
     let plan = plan(new, size, uuid, parent.as_ref()).map_err(|e| failed(Cause::New(e)))?;
     write(&place, &name, &plan, new.replace).map_err(failed)?;
-    let (link, notices) = parent.map_or((None, Vec::new()), |p| (Some(p.link), p.notices));
+    let link = parent.map(|measured| {
+        notices.extend(measured.notices);
+        measured.link
+    });
     Ok(Created {
         size,
         file_bytes: ByteLen::new(plan.file_len.get()),
@@ -127,12 +144,13 @@ struct Measured {
     notices: Vec<Notice>,
 }
 
-/// Whether the name is free, or its holder may go.
-fn check_free(new: &NewImage, place: &Place, name: &OsStr) -> Result<(), ImageError> {
+/// Whether the name is free, or its holder may go. What goes must have no children, whatever it is:
+/// in its place they would find another disk, or none.
+fn check_free(new: &NewImage, place: &Place, name: &OsStr) -> Result<Vec<Notice>, ImageError> {
     let path = place.path.join(name);
     let failed = |cause| ImageError::new(&new.path, cause);
     let kind = match rustix::fs::statat(&place.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(Vec::new()),
         Err(errno) => return Err(failed(Cause::io("look at it", errno))),
         Ok(stat) => FileKind::of(stat.st_mode),
     };
@@ -143,7 +161,20 @@ fn check_free(new: &NewImage, place: &Place, name: &OsStr) -> Result<(), ImageEr
         return Err(failed(Cause::CannotReplace(kind)));
     }
     // Whoever has it open would go on with a file that nobody else can see any more.
-    FoundFile::named(&path)?.open(false, Some(Claim::Write)).map(drop).map_err(failed)
+    let file = FoundFile::named(&path)?.open(false, Some(Claim::Write)).map_err(failed)?;
+    let (known, hidden) = Known::of_any(&file);
+    if hidden {
+        return Err(failed(Cause::ReplacesHidden));
+    }
+    let census = children::find(&file, &known).map_err(failed)?;
+    if let Some(child) = census.child {
+        return Err(failed(Cause::ReplacesParent { child }));
+    }
+    if census.complete {
+        return Ok(Vec::new());
+    }
+    let kind = NoticeKind::ChildrenUnknown { looked_at: children::NEIGHBOURS_MAX };
+    Ok(vec![Notice { path: file.path.clone(), kind }])
 }
 
 /// Opens the parent with its whole chain, so that the child will open too, and finds the way to it.
@@ -233,9 +264,19 @@ fn raw_plan(size: vhd::ByteLen) -> Result<Plan, vhd::CreateError> {
     Ok(Plan { pieces: Vec::new(), file_len: size })
 }
 
+/// What the names of unfinished images begin and end with.
+const DRAFT: &str = ".orlop-";
+const DRAFT_END: &str = ".tmp";
+
+/// Whether a file of this name is an image that was never finished, so that nothing depends on it.
+pub(super) fn is_draft(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(DRAFT.as_bytes()) && name.ends_with(DRAFT_END.as_bytes())
+}
+
 /// Writes the file under a name of its own, then gives it the one asked for.
 fn write(place: &Place, name: &OsStr, plan: &Plan, replace: bool) -> Result<(), Cause> {
-    let draft = format!(".orlop-{}.tmp", uuid::Uuid::new_v4().simple());
+    let draft = format!("{DRAFT}{}{DRAFT_END}", uuid::Uuid::new_v4().simple());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(&place.dir, &draft, flags, Mode::from_raw_mode(0o666))
         .map_err(|e| Cause::io("create it", e))?;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use super::file::FileKind;
 use super::gate::GateError;
-use super::layer::Format;
 use super::lock::LockError;
 
 /// A failure, with the file it concerns.
@@ -36,6 +35,12 @@ impl ImageError {
     pub fn hint(&self) -> String {
         self.cause.hint(&self.path)
     }
+
+    /// Whether the system does not permit it.
+    pub fn is_forbidden(&self) -> bool {
+        let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        matches!(&self.cause, Cause::Io { error, .. } if denied(error))
+    }
 }
 
 fn needed(child: Option<&Path>) -> String {
@@ -57,6 +62,9 @@ pub enum Cause {
     /// No such file.
     #[error("no such file")]
     NotFound,
+    /// A new image has nowhere to be.
+    #[error("its directory does not exist")]
+    NoDirectory,
     /// Neither a regular file nor a block device.
     #[error("it is a {0}, not a regular file or a block device")]
     NotAnImage(FileKind),
@@ -84,6 +92,15 @@ pub enum Cause {
     /// XenServer marked it as a base that only its children may show.
     #[error("it is marked as hidden, which says that other images depend on it")]
     Hidden,
+    /// It was to be replaced, and another image depends on every byte of it.
+    #[error("it is the parent of {}: replacing it would lose that image", child.display())]
+    ReplacesParent {
+        /// One of its children.
+        child: PathBuf,
+    },
+    /// It was to be replaced, and is marked as XenServer marks bases.
+    #[error("it is marked as hidden, which says that other images depend on it")]
+    ReplacesHidden,
     /// Somebody else uses it.
     #[error("{0}")]
     Lock(#[from] LockError),
@@ -112,7 +129,7 @@ pub enum Cause {
     #[error("its name promises another format: {promised}")]
     NameContradicts {
         /// What the name promises.
-        promised: Format,
+        promised: &'static str,
     },
     /// There is something already.
     #[error("it exists already")]
@@ -147,15 +164,15 @@ impl Cause {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io { .. } => "io",
-            Self::NotFound => "not-found",
+            Self::NotFound | Self::NoDirectory => "not-found",
             Self::NotAnImage(_) => "not-an-image",
             Self::FormatUnknown => "format-unknown",
             Self::Empty => "empty",
             Self::NullSize(_) => "null-size",
             Self::Vhd(_) => "bad-image",
             Self::WriteRefused(_) => "read-only-image",
-            Self::HasChildren { .. } => "has-children",
-            Self::Hidden => "hidden",
+            Self::HasChildren { .. } | Self::ReplacesParent { .. } => "has-children",
+            Self::Hidden | Self::ReplacesHidden => "hidden",
             Self::Lock(error) => error.code(),
             Self::NoDirect => "no-direct-io",
             Self::Parent(error) => error.code(),
@@ -182,6 +199,7 @@ impl Cause {
             }
             Self::Io { .. } => "check the file system and the kernel's log".to_owned(),
             Self::NotFound => "check the path".to_owned(),
+            Self::NoDirectory => "make the directory first, or check the path".to_owned(),
             Self::NotAnImage(_) => "name the image itself".to_owned(),
             Self::FormatUnknown => {
                 "pass --format raw or --format vhd; orlop never guesses it from the content"
@@ -200,6 +218,9 @@ impl Cause {
                 "open it with --read-only, or create a child and write to that; \
                  --force-rw-parent if no child matters any more"
                     .to_owned()
+            }
+            Self::ReplacesParent { .. } | Self::ReplacesHidden => {
+                "choose another name; remove it yourself if no child matters any more".to_owned()
             }
             Self::Lock(error) => error.hint(),
             Self::NoDirect => "use --cache writeback".to_owned(),

@@ -39,14 +39,32 @@ impl Format {
             _ => None,
         }
     }
+
+    /// The format that a file's name promises and that is none of ours.
+    pub fn foreign(path: &Path) -> Option<&'static str> {
+        const KNOWN: [&str; 9] =
+            ["vhdx", "avhdx", "qcow", "qcow2", "qed", "vmdk", "vdi", "hdd", "dmg"];
+        let extension = path.extension().and_then(OsStr::to_str)?;
+        KNOWN.into_iter().find(|known| extension.eq_ignore_ascii_case(known))
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+        }
+    }
+
+    /// The format that a file's name promises, if it is not this one.
+    pub(super) fn contradicted_by(self, path: &Path) -> Option<&'static str> {
+        let ours = Self::of_name(path).filter(|promised| *promised != self);
+        Self::foreign(path).or(ours.map(Self::word))
+    }
 }
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Vhd => "vhd",
-        })
+        f.write_str(self.word())
     }
 }
 
@@ -188,10 +206,10 @@ pub enum NoticeKind {
     /// It is no image.
     #[error("it keeps nothing: reads are zeroes and writes vanish; it is there to measure with")]
     KeepsNothing,
-    /// There were too many images beside it to look for children in all.
-    #[error("only the first {looked_at} images beside it were searched for children of it")]
+    /// There were too many files beside it to look for children in all.
+    #[error("only the first {looked_at} files beside it were searched for children of it")]
     ChildrenUnknown {
-        /// Images looked at.
+        /// Files looked at, at most, among those called VHDs and among the others.
         looked_at: usize,
     },
 }
@@ -271,6 +289,10 @@ mod tests {
             ("vhd", None),
         ] {
             assert_eq!(Format::of_name(Path::new(name)), format, "{name}");
+        }
+        assert_eq!(Format::foreign(Path::new("a.QCOW2")), Some("qcow2"));
+        for name in ["a.vhd", "a.raw", "qcow2", "keep", "a.tmp"] {
+            assert_eq!(Format::foreign(Path::new(name)), None, "{name}");
         }
     }
 

@@ -201,13 +201,16 @@ fn take_now(fd: &impl AsFd, claim: Claim, path: &Path) -> Result<(), LockError> 
 }
 
 fn conflict(fd: &impl AsFd, claim: Claim, path: &Path) -> Result<(), LockError> {
+    // What others do comes first: a writer does not share writing either, and only who is told of
+    // the writing knows that reading is refused as well.
     for permission in ALL {
-        let offset = permission as off_t;
-        if claim.holds(permission) && is_locked(fd, UNSHARED_BASE + offset)? {
-            return Err(LockError::Unshared { permission, holders: holders(path) });
-        }
-        if !claim.shares(permission) && is_locked(fd, HELD_BASE + offset)? {
+        if !claim.shares(permission) && is_locked(fd, HELD_BASE + permission as off_t)? {
             return Err(LockError::Held { permission, holders: holders(path) });
+        }
+    }
+    for permission in ALL {
+        if claim.holds(permission) && is_locked(fd, UNSHARED_BASE + permission as off_t)? {
+            return Err(LockError::Unshared { permission, holders: holders(path) });
         }
     }
     Ok(())
@@ -336,6 +339,7 @@ mod tests {
             unreachable!("{error}")
         };
         assert_eq!(holders, ["this process"]);
+        assert!(take(&c, Claim::Write, &path).unwrap_err().hint().contains("--read-only"));
         drop((a, b));
         take(&c, Claim::Write, &path).unwrap();
     }
@@ -361,6 +365,8 @@ mod tests {
         for claim in [Claim::Read, Claim::Write] {
             let error = take(&late, claim, &path).unwrap_err();
             assert_eq!(error.code(), "locked", "{error}");
+            // Whoever would try to read next would only be refused again.
+            assert!(!error.hint().contains("--read-only"), "{}", error.hint());
         }
         drop(writer);
         let next = open(&path);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use vhd::ParentLink;
 
-use super::children;
+use super::children::{self, Known};
 use super::error::{Cause, ImageError};
 use super::file::{FileKind, FoundFile, Identity, ImageFile, Place};
 use super::gate::{GateError, Search};
@@ -212,7 +212,7 @@ fn make_writable(
         if content.vhd().is_some_and(|image| image.footer.hidden != 0) {
             return Err(Cause::Hidden);
         }
-        let census = children::find(file, &content)?;
+        let census = children::find(file, &Known::of(file, &content))?;
         if let Some(child) = census.child {
             return Err(Cause::HasChildren { child });
         }

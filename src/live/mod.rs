@@ -77,6 +77,14 @@ pub enum LiveError {
     NotDurable(String),
 }
 
+impl LiveError {
+    /// Whether somebody else listens on the socket.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Nbd(error) if error.kind() == io::ErrorKind::AddrInUse)
+    }
+}
+
 /// The VDIs that are served.
 ///
 /// What [`Attacher`] asks of it blocks, and is to be called from threads that may: never from one

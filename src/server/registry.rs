@@ -372,7 +372,12 @@ impl Sight<'_> {
         if let Err(refusal) = self.may_use(&seat) {
             let export = &seat.name;
             let words = &self.registry.words;
-            words.say(|| tracing::warn!(export, ?refusal, "a client may not use an export"));
+            let why = match &refusal {
+                Lookup::Forbidden(text) => text.as_str(),
+                Lookup::TlsRequired => "it requires TLS, and the client has none",
+                Lookup::Unknown | Lookup::Found(_) => "it is not there for this client",
+            };
+            words.say(|| tracing::warn!(export, why, "a client may not use an export"));
             return Err(refusal);
         }
         Ok(seat)

@@ -17,7 +17,9 @@ use crate::host::memory::Lease;
 
 /// The longest range one [`super::Mailbox::read`] may ask for.
 pub const READ_MAX: ByteLen = ByteLen::new(1 << 20);
-/// Metadata older than this is committed without being asked for.
+/// Metadata older than this is committed without being asked for. It is committed at once when the
+/// last client has gone: many a program copies a disk and hangs up without a flush, and what nobody
+/// can ask for any more need not wait.
 const COMMIT_AGE: Duration = Duration::from_secs(30);
 /// Reads that may wait for memory.
 const MAX_WAITING: usize = 64;
@@ -175,16 +177,19 @@ impl Shard {
         bytes
     }
 
-    /// Commits metadata that has been dirty for long.
+    /// Commits metadata that has been dirty for long, or that nobody is left to ask for.
     pub(super) fn age(&mut self) {
         let mut old = Vec::new();
+        let serving = self.is_serving();
         for (disk, seat) in &mut self.disks {
             if !seat.disk.has_dirty_metadata() || seat.disk.stopped().is_some() {
                 seat.dirty_since = None;
                 continue;
             }
             let since = *seat.dirty_since.get_or_insert(self.now);
-            if self.now - since >= COMMIT_AGE && !seat.committing {
+            // A disk that goes is committed on its way out.
+            let left = seat.clients == 0 && seat.detach.is_none() && serving;
+            if (left || self.now - since >= COMMIT_AGE) && !seat.committing {
                 seat.committing = true;
                 seat.dirty_since = None;
                 old.push(disk);

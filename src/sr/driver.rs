@@ -177,8 +177,10 @@ pub fn driver(
 /// A failure of the system at a path.
 pub(super) fn at(path: &Path, doing: &str, error: &std::io::Error) -> Failure {
     match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            let why = format!("cannot {doing}: it is not there");
+        kind @ (std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            let missing = kind == std::io::ErrorKind::NotFound;
+            let what = if missing { "it is not there" } else { "it is no directory" };
+            let why = format!("cannot {doing}: {what}");
             Failure::new(Kind::NoDevice, path.display(), why)
         }
         _ => Failure::io(path.display(), doing, error),

@@ -37,16 +37,28 @@ impl Repository {
         let name = found.data_name();
         let _claim = self.store.claim(&name).map_err(|e| self.failed("claim it", &e))?;
         let mut refusal = None;
-        let intent = Intent::Resize { vdi, format: found.format, size };
+        let format = found.format;
+        let intent = Intent::Resize { vdi, format, size };
         let grown = self.carry_out(&intent, || {
             let mut leaf = leaf_of(self.store.as_ref(), &name, found.format)?;
             grow(self.store.as_ref(), &name, leaf.as_mut(), size, &mut refusal)
         });
         match refusal {
-            Some(why) => Err(Failure::new(Kind::NotPermitted, format!("VDI {vdi}"), why)),
+            Some(why) => {
+                let large = too_large(size).filter(|_| format == DataFormat::Vhd);
+                let kind = if large.is_some() { Kind::Invalid } else { Kind::NotPermitted };
+                Err(Failure::new(kind, format!("VDI {vdi}"), large.unwrap_or(why)))
+            }
             None => grown,
         }
     }
+}
+
+/// What is to be said of a size that no VHD of blocks has.
+pub(super) fn too_large(size: ByteLen) -> Option<String> {
+    let most = vhd::Limits::default().max_sparse_bytes.get();
+    let gib = most >> 30;
+    (size.get() > most).then(|| format!("a VHD has at most {gib} GiB ({most} bytes), not {size}"))
 }
 
 fn may_grow(vdi: &Vdi, parent: Option<&Vdi>, size: ByteLen) -> Result<(), Failure> {

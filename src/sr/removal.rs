@@ -28,7 +28,8 @@ impl Repository {
         catalogue.unfinished.check(vdi)?;
         if let Some(lease) = &found.lease {
             let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
-            return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why));
+            return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why)
+                .advise("unlock it first (vdi_unlock)"));
         }
         if found.children.is_empty() && !catalogue.obscure {
             // Another program may be serving it.

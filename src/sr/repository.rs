@@ -17,6 +17,7 @@ use vhd::{CreateOptions, NewLayout, Plan};
 use super::catalogue::{Catalogue, Vdi};
 use super::failure::{Failure, Kind};
 use super::fields::FIELDS_MAX_BYTES;
+use super::grow::too_large;
 use super::intent::Intent;
 use super::looking::Known;
 use super::names::{
@@ -203,7 +204,7 @@ impl Repository {
         let uuid = VdiUuid::random().bytes();
         let timestamp = vhd_now();
         vhd::create(&CreateOptions { size, layout, uuid, timestamp })
-            .map_err(|error| refused(error.to_string()))
+            .map_err(|error| refused(too_large(new.size).unwrap_or_else(|| error.to_string())))
     }
 
     /// Refuses an identity that is taken.

@@ -130,6 +130,12 @@ fn a_state_directory_has_one_daemon() {
     let told = house
         .fails(4, &[&["daemon", "--state-dir", other.to_str().unwrap()], &options[..]].concat());
     assert!(told.contains("another server is listening"), "{told}");
+    // Or one whose other socket is.
+    std::fs::create_dir_all(house.path("third/run")).unwrap();
+    let _taken = std::os::unix::net::UnixListener::bind(house.path("third/run/nbd.sock")).unwrap();
+    let third = house.path("third");
+    let told = house.fails(4, &["daemon", "--state-dir", third.to_str().unwrap(), "--no-fuse"]);
+    assert!(told.contains("NBD") && told.contains("another server is listening"), "{told}");
     house.done(&["sr", "list"]);
     daemon.stop();
 }

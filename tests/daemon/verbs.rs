@@ -62,6 +62,14 @@ fn an_sr_is_made_looked_at_and_removed() {
     house.fails(2, &["sr", "create", "--type", "file", "-o", "location"]);
     house.fails(8, &["sr", "create", "--type", "nfs", "-o", "server=a"]);
     house.fails(3, &["sr", "probe", "--type", "file", "-o", "location=/nonexistent"]);
+    // Places that hold something else are told apart from places that are not there.
+    std::fs::create_dir_all(at.join("photos")).unwrap();
+    assert!(house.fails(3, &call(&["sr", "probe"])).contains("no SR lies there"));
+    assert!(house.fails(3, &call(&["sr", "attach"])).contains("belong to none"));
+    std::fs::write(house.path("file"), "").unwrap();
+    let location = format!("location={}", house.path("file").display());
+    let told = house.fails(3, &["sr", "create", "--type", "file", "-o", &location]);
+    assert!(told.contains("it is no directory"), "{told}");
     daemon.stop();
 }
 
@@ -104,8 +112,13 @@ fn a_vdi_is_made_used_and_deleted() {
     for how in reach {
         assert!(house.fails(1, &["vdi", "show", "root", how]).contains("not attached"));
     }
+    for large in [&["create", "-s", "3T"][..], &["resize", "root", "3T"]] {
+        let told = house.fails(2, &[&["vdi"], large].concat());
+        assert!(told.contains("at most 2040 GiB"), "{told}");
+    }
     house.done(&["vdi", "resize", "root", "128K"]);
     house.fails(2, &["vdi", "resize", "root", "64K"]);
+    assert!(house.fails(2, &["vdi", "set", "root"]).contains("--label"));
     house.done(&["vdi", "set", "root", "--label", "boot"]);
     let (_, uri) = house.attached("boot");
     assert_eq!(house.attached("boot").1, uri);
@@ -131,7 +144,8 @@ fn a_vdi_is_made_used_and_deleted() {
     // Locks.
     house.done(&["vdi", "lock", "boot", "--user", "me", "--lease", "600"]);
     house.fails(4, &["vdi", "lock", "boot", "--user", "you"]);
-    house.fails(4, &["vdi", "delete", "boot", "--yes"]);
+    house.fails(2, &["vdi", "lock", "boot", "--user", "me", "--lease", "0"]);
+    assert!(house.fails(4, &["vdi", "delete", "boot", "--yes"]).contains("unlock it first"));
     assert!(house.done(&["vdi", "list"]).contains("locked"));
     house.done(&["vdi", "lock", "boot", "--user", "you", "--force"]);
     house.fails(4, &["vdi", "unlock", "boot", "--user", "me"]);

@@ -153,6 +153,18 @@ fn an_overlay_takes_what_is_written_and_the_image_never_changes() {
     place.nothing_is_left();
 }
 
+/// The server in the background was started through /proc, which has a name for it of its own.
+#[test]
+fn whoever_finds_an_image_mounted_is_told_who_serves_it() {
+    let Some(place) = Place::new() else { return };
+    place.image("disk.vhd", 8);
+    place.mount("disk.vhd", &[]);
+    let said = refused(&run_any(ORLOP, &["info", &place.name("disk.vhd")]), 4);
+    assert!(said.contains("(open in orlop (pid "), "{said}");
+    place.umount();
+    place.nothing_is_left();
+}
+
 #[test]
 fn nbd_clients_and_the_mount_see_one_disk() {
     let Some(place) = Place::new() else { return };

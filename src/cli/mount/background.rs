@@ -3,6 +3,7 @@
 //!
 //! Not a fork: threads and locks of this process would be in an unknown state in the other one.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -17,6 +18,18 @@ use crate::mount::BACKGROUND_MARK;
 const ANSWERS: u8 = 0x06;
 /// What systemd tells a unit whose standard error is its journal.
 const JOURNAL: &str = "JOURNAL_STREAM";
+
+/// What the kernel calls this process, which it started as /proc/self/exe: for whoever is told who
+/// has a file open.
+const NAME: &CStr = c"orlop";
+
+/// Takes the program's name again in the process that serves in the background.
+pub(super) fn take_name() {
+    if is_there() && rustix::thread::set_name(NAME).is_err() {
+        // Nothing but what others call it depends on that.
+        tracing::debug!("the kernel goes on calling this process exe");
+    }
+}
 
 /// Whether this is the process that serves in the background.
 pub(super) fn is_there() -> bool {

@@ -186,6 +186,7 @@ fn start(options: &MountOptions, out: &mut dyn Write) -> Result<ExitCode, Failur
     if !options.foreground && !background::is_there() {
         return background::launch(out);
     }
+    background::take_name();
     let wish = options.wish()?;
     let log = options.log.as_deref();
     let mut stage = background::Stage::new(log)?;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::ServeOptions;
+use super::listening::ListenOptions;
 use crate::cli::output::SCHEMA_VERSION;
 use crate::server::{Bound, Registry};
 
@@ -35,6 +36,10 @@ pub(super) fn announce(
 ) -> Result<()> {
     // Standard output belongs to the client then.
     if options.listen.stdio {
+        return Ok(());
+    }
+    // Whoever passed the sockets knows where they are, and its own output may be what it copies.
+    if ListenOptions::is_activated() && !options.process.json {
         return Ok(());
     }
     let uris = uris(bound, registry, secure);

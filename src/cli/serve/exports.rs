@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::cli::options::ParentOptions;
 use crate::engine::units::{ByteLen, DiskOffset};
@@ -65,7 +66,7 @@ pub(super) struct ExportOptions {
     partition: Option<u32>,
     /// Keep what is written in a throwaway layer, in this directory, and never change the image
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true,
-        default_missing_value = "")]
+        default_missing_value = "", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     overlay: Option<PathBuf>,
     /// Let clients change the disk's size (the protocol's experimental RESIZE)
     #[arg(long)]
@@ -184,13 +185,18 @@ impl ExportOptions {
     pub(super) fn create_if_absent(&self) -> Result<()> {
         let (Some(size), [path]) = (self.create, self.images.as_slice()) else { return Ok(()) };
         if path.try_exists()? {
+            let path = path.display();
+            tracing::info!("{path}: it is there already, so --create changes nothing");
             return Ok(());
         }
-        let raw = self.format.or_else(|| Format::of_name(path)) == Some(Format::Raw);
+        let format = self.format.map_or_else(|| Format::of_new(path), Ok)?;
         image::create(&NewImage {
             path: path.clone(),
             size: Some(size),
-            kind: if raw { NewKind::Raw } else { NewKind::Vhd { block_bytes: DEFAULT_BLOCK } },
+            kind: match format {
+                Format::Raw => NewKind::Raw,
+                Format::Vhd => NewKind::Vhd { block_bytes: DEFAULT_BLOCK },
+            },
             parent: None,
             uuid: None,
             replace: false,

@@ -106,6 +106,12 @@ impl ListenOptions {
         Ok(bound)
     }
 
+    /// Whether a service manager, or a program that acts as one, has passed sockets.
+    pub(super) fn is_activated() -> bool {
+        let passed = activated(|name| std::env::var(name).ok(), std::process::id());
+        passed.is_ok_and(|numbers| !numbers.is_empty())
+    }
+
     /// Whether whoever listens so must serve nothing without TLS.
     pub(super) fn needs_tls(&self, bound: &Bound) -> bool {
         bound.is_remote() && !self.allow_remote

@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::output::Failure;
+use super::output::{Exit, Failure};
 use crate::admin::{Admin, Look};
 use crate::host::Aio;
 use crate::host::memory::ArenaSize;
@@ -147,10 +147,19 @@ pub(super) fn main(options: &ServeOptions, out: &mut dyn Write) -> ExitCode {
     }
 }
 
-/// An image that does not open has an exit code and a hint of its own.
+/// What scripts tell apart has an exit code and a hint of its own.
 fn failure(error: anyhow::Error) -> Failure {
+    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    if causes.into_iter().any(|cause| cause.kind() == std::io::ErrorKind::AddrInUse) {
+        let hint = "end who listens there, or choose another --socket or --port".to_owned();
+        return Failure::new(Exit::Busy, "address-in-use", format!("{error:#}"), hint);
+    }
     match error.downcast::<ControlError>() {
         Ok(ControlError::Disk(DiskError::Image(error))) => Failure::from(error),
+        Ok(error @ ControlError::Partition { .. }) => {
+            let hint = "leave the partition away to serve the whole disk".to_owned();
+            Failure::new(Exit::NotFound, "no-partition", error.to_string(), hint)
+        }
         Ok(error) => Failure::other(&anyhow::Error::from(error)),
         Err(error) => match error.downcast::<ImageError>() {
             Ok(error) => Failure::from(error),
@@ -168,6 +177,9 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     if options.tls.knows_nobody() && specs.iter().chain([&usual]).any(|s| !s.allow.is_empty()) {
         bail!("with --tls-no-client-certs nobody can be on a list of who may use an export");
     }
+    // Before there is anything that an end by the system's hand would leave behind.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stop = Stop::new(&runtime)?;
     // Bound before disks are opened: a port in use must not cost a commit.
     let open_to_all = specs.iter().any(|spec| spec.plaintext) || usual.plaintext;
     let mut bound = options.listen.bind(tls.is_some() && !open_to_all)?;
@@ -190,7 +202,6 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     // From here on there are threads.
     let last_words = options.listen.add_stdio(&mut bound)?;
     let (shards, threads, ring) = spawn_shards(&options.process)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let crew = Crew::new(tls.is_some())?;
     report.add(sandbox::confine_calls(Calls { ring }, options.process.sandbox.into())?);
     report.tell();
@@ -204,7 +215,12 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
     let outcome = runtime.block_on(async {
         let handle = crew.handle();
         let service = Service::new(Arc::clone(&registry), limits, tls.clone(), handle);
-        let outcome = serve(options, server, &service, out).await;
+        let outcome = tokio::select! {
+            // A word that came while disks were opened comes before anything is told.
+            biased;
+            () = stop.is_told() => Ok(0),
+            ended = serve(options, server, &service, out) => ended,
+        };
         registry.drain();
         let closed = shut_down(&shards).await;
         service.farewell().await;
@@ -269,6 +285,27 @@ fn spawn_shards(options: &ProcessOptions) -> Result<Shards> {
     Ok((shards, threads, ring))
 }
 
+/// The signals that end a server in order. From here on they wait to be heard.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new(runtime: &tokio::runtime::Runtime) -> Result<Self> {
+        let _inside = runtime.enter();
+        let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+        Ok(Self { interrupt: signal(interrupt)?, terminate: signal(terminate)? })
+    }
+
+    async fn is_told(mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
 /// What a running server is made of.
 struct Server {
     bound: Bound,
@@ -286,8 +323,6 @@ async fn serve(
     out: &mut dyn Write,
 ) -> Result<u8> {
     let Server { bound, admin, control, captive, specs, usual } = server;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     open_all(&control, specs, options.exports.default.as_deref()).await?;
     let registry = control.registry();
     let secure = control.tls().is_some();
@@ -297,8 +332,6 @@ async fn serve(
         ended = service.serve(bound) => ended.map(|()| 0).map_err(Into::into),
         ended = administer(admin.as_ref(), &control, usual) => Err(ended),
         () = watch(options.process.stats, registry) => Ok(0),
-        _ = interrupt.recv() => Ok(0),
-        _ = terminate.recv() => Ok(0),
         status = outcome_of(captive, uri) => status,
     }
 }

@@ -19,6 +19,9 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<Exit, Failure> {
     let Probed { place, holds, sr, label, vdis } = look(driver, config)?;
+    // What lies there is told; that it is no SR, and that none can be made there, is an answer of
+    // its own to a script.
+    let exit = if holds == Holds::Else { Exit::NotFound } else { Exit::Ok };
     let place = place.display().to_string();
     let sr = sr.map(|sr| sr.to_string());
     if ask.json {
@@ -27,7 +30,12 @@ pub(super) fn run(
             "place": place, "holds": word(holds), "sr": sr, "label": label, "vdis": vdis,
         });
         writeln!(out, "{object}")?;
-        return Ok(Exit::Ok);
+        return Ok(exit);
+    }
+    if exit == Exit::NotFound {
+        let text = format!("{place}: no SR lies there, but {}", told(holds));
+        let hint = "name the directory of an SR, or an empty one to make an SR in".to_owned();
+        return Err(Failure::new(exit, "not-found", text, hint));
     }
     if !Look::of_output(ask.bytes).people {
         writeln!(out, "{}\t{}", sr.unwrap_or_default(), word(holds))?;
@@ -50,8 +58,11 @@ pub(super) fn run(
 pub(super) fn uuid_at(driver: &str, config: &BTreeMap<&str, &str>) -> Result<SrUuid, Failure> {
     let probed = look(driver, config)?;
     probed.sr.ok_or_else(|| {
-        let text =
-            format!("{}: no SR says who it is: {}", probed.place.display(), told(probed.holds));
+        let text = format!(
+            "{}: no SR there says who it is: {}",
+            probed.place.display(),
+            told(probed.holds)
+        );
         let hint = "name its uuid, or make an SR there: orlop sr create".to_owned();
         Failure::new(Exit::NotFound, "not-found", text, hint)
     })
@@ -86,6 +97,6 @@ const fn told(holds: Holds) -> &'static str {
         Holds::Vdis => "VDIs without a record of ours, as XenServer leaves them",
         Holds::FileSystem => "an ext file system; if it is an SR, this is its uuid",
         Holds::Nothing => "nothing; an SR can be made there",
-        Holds::Else => "something else",
+        Holds::Else => "files that belong to none",
     }
 }

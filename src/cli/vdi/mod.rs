@@ -79,7 +79,7 @@ enum Verb {
         #[arg(long)]
         force: bool,
         /// Seconds after which others may take it, unless it is renewed
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
         lease: Option<u64>,
     },
     /// Give a VDI's lock back
@@ -227,6 +227,10 @@ pub(super) fn run(options: &VdiOptions, out: &mut dyn Write) -> Result<Exit, Fai
         }
         Verb::Unlock { vdi, user } => {
             quietly(ask, options.act(vdi, "vdi_unlock", json!({ "user": user }))?, out)?;
+        }
+        Verb::Set { label: None, description: None, .. } => {
+            let hint = "add --label or --description";
+            return Err(Failure::usage("nothing is said that is to change", hint));
         }
         Verb::Set { vdi, label, description } => {
             let more = json!({ "label": label, "description": description });
