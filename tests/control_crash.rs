@@ -8,6 +8,8 @@
 //! as before.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where its set-up fails")]
 
+#[path = "control_crash/locks.rs"]
+mod locks;
 #[path = "control_crash/observe.rs"]
 mod observe;
 #[path = "control_crash/sim.rs"]
@@ -21,7 +23,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use orlop::sr::{
-    Cut, DataFile, DataFormat, Failure, Idle, Kind, LockWish, NewVdi, Repository, VdiRecord,
+    Cut, DataFile, DataFormat, DirOp, Failure, Idle, Kind, LockWish, NewVdi, Repository, Store,
+    VdiRecord,
 };
 
 use observe::{State, attach, observe, orphans, recovered};
@@ -350,6 +353,93 @@ fn what_could_not_be_undone_is_settled_by_the_next_verb() {
             trial.judge(&state, result.is_ok(), &place);
         }
     }
+}
+
+/// Attaching asks for it first: what is settled later would be settled under a disk that is served.
+#[test]
+fn after_the_word_that_all_is_ready_nothing_is_left_to_settle() {
+    let cast = Cast::new();
+    for (name, verb) in VERBS {
+        let trial = Trial::new(name, verb, &cast);
+        for step in 0..trial.steps {
+            let (_, store, repository) = trial.run(Fault::Crash(step));
+            store.plan(Fault::None);
+            repository.ready().unwrap();
+            let ready = store.world().fingerprint();
+            repository.lock(vdi(77), &wish("nobody", false)).unwrap_err();
+            assert_eq!(store.world().fingerprint(), ready, "{name}, cable pulled at {step}");
+            let leftovers = |name: &String| name.ends_with("-intent") || name.ends_with("-aside");
+            assert!(!store.world().names().iter().any(leftovers), "{name} at {step}");
+        }
+    }
+}
+
+/// Serves a disk, and loses the SR when it is to switch.
+struct Cable(Arc<Sim>);
+
+impl Cut for Cable {
+    fn hold(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn switch(&mut self, _leaf: &DataFile) -> std::io::Result<()> {
+        self.0.plan(Fault::Crash(0));
+        Err(std::io::ErrorKind::TimedOut.into())
+    }
+
+    fn release(&mut self) {}
+}
+
+/// The disk goes on writing to the file it had: that must be the source again.
+#[test]
+fn a_cut_of_a_served_disk_that_was_not_undone_is_undone_and_never_finished() {
+    let cast = Cast::new();
+    let store = Sim::new(cast.world.clone(), Fault::None);
+    let repository = attach(cast.sr, Arc::clone(&store)).unwrap();
+    let before = observe(&repository, &store).unwrap();
+    let name = format!("{}.vhd", cast.plain);
+    let file = store.stamp(&name).unwrap().file;
+    // As whoever serves it has.
+    let _served = store.claim(&name).unwrap();
+    let mut cut = Cable(Arc::clone(&store));
+    repository.snapshot(cast.plain, vdi(90), |_| Ok(named("s")), &mut cut).unwrap_err();
+    store.plan(Fault::None);
+    repository.ready().unwrap();
+    assert_eq!(store.stamp(&name).unwrap().file, file);
+    assert_eq!(observe(&repository, &store).unwrap(), before);
+}
+
+#[test]
+fn a_rename_made_of_a_link_and_an_unlink_leaves_no_disk_with_two_names() {
+    let mut cast = Cast::new();
+    cast.world.flaw = Flaw::LinkAndUnlink;
+    let verbs = ["snapshot", "snapshot of raw", "clone", "clone of raw", "create", "force a lock"];
+    for (name, verb) in VERBS.into_iter().filter(|(name, _)| verbs.contains(name)) {
+        Trial::new(name, verb, &cast).crash_everywhere(&mut Tally::default());
+    }
+}
+
+#[test]
+fn what_is_claimed_is_neither_collected_nor_hidden() {
+    let cast = Cast::new();
+    let store = Sim::new(cast.world.clone(), Fault::None);
+    let repository = attach(cast.sr, Arc::clone(&store)).unwrap();
+    // With a VHD that cannot be read, a deletion only hides.
+    let (odd, plain) = (format!("{}.vhd", vdi(99)), format!("{}.vhd", cast.plain));
+    store.apply(DirOp::Create { name: &odd }).unwrap();
+    let (claim, before) = (store.claim(&plain).unwrap(), store.digest(&plain));
+    assert_eq!(repository.delete(cast.plain).unwrap_err().kind, Kind::Busy);
+    assert_eq!(store.digest(&plain), before);
+    drop(claim);
+    repository.delete(cast.plain).unwrap();
+    store.apply(DirOp::Unlink { name: &odd }).unwrap();
+    let claim = store.claim(&plain).unwrap();
+    let collected = repository.gc(&|_| false).unwrap();
+    assert!(collected.left.iter().any(|(vdi, _)| *vdi == cast.plain), "{collected:?}");
+    assert!(store.stamp(&plain).is_ok());
+    assert_eq!(repository.dismantle().unwrap_err().kind, Kind::NotEmpty);
+    drop(claim);
+    assert_eq!(repository.gc(&|_| false).unwrap().removed, [cast.plain]);
 }
 
 #[test]

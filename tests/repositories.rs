@@ -212,14 +212,52 @@ fn a_lock_with_a_time_may_be_taken_over_when_it_is_past() {
     };
     aged(50);
     lot.fails(lock("b"), Code::Enolck);
+    assert!(lot.scan().vdis[0].locked);
+    lot.fails(lot.delete(1), Code::Ebusy);
     aged(90);
+    // Its time is over for everybody: who scans, who attaches elsewhere, who clones.
+    assert!(!lot.scan().vdis[0].locked);
+    lot.done(Command::SrDetach { sr: lot.sr });
+    lot.done(lot.sr_attach_shared());
+    let other = lot.other_host();
+    assert!(!other.scan().vdis[0].locked);
+    other.call(other.attach(1, AttachMode::ReadWrite));
+    other.done(other.detach(1));
+    lot.call(lot.clone(1, 2));
+    lot.done(lot.delete(2));
     lot.done(lock("b"));
+    assert!(other.scan().vdis[0].locked);
+    other.done(Command::SrDetach { sr: lot.sr });
     lot.fails(lot.unlock(1, "a"), Code::Enolck);
     // One that cannot be read is nobody's; force breaks it.
     std::fs::write(&file, "garbage").unwrap();
     lot.fails(lock("a"), Code::Enolck);
+    for busy in [lot.attach(1, AttachMode::ReadWrite), lot.delete(1), lot.clone(1, 3)] {
+        lot.fails(busy, Code::Ebusy);
+    }
     lot.done(lot.lock(1, "a", true));
     lot.done(lot.unlock(1, "a"));
+    lot.call(lot.attach(1, AttachMode::ReadWrite));
+}
+
+#[test]
+fn a_vdi_whose_record_is_damaged_is_not_written_and_its_record_is_not_replaced() {
+    let lot = Lot::new();
+    lot.attach_new();
+    lot.create(1, 8);
+    let record = lot.location().join(format!("{}.orlop", vdi(1)));
+    let whole = std::fs::read(&record).unwrap();
+    std::fs::write(&record, &whole[..whole.len() - 3]).unwrap();
+    lot.fails(lot.attach(1, AttachMode::ReadWrite), Code::Eio);
+    let (label, description) = (Some("new".to_owned()), None);
+    lot.fails(Command::VdiDescribe { sr: lot.sr, vdi: vdi(1), label, description }, Code::Eio);
+    lot.fails(lot.snapshot(1, 2), Code::Eio);
+    lot.call(lot.attach(1, AttachMode::Auto));
+    assert_eq!(lot.attached_read_only(1), Some(true));
+    lot.done(lot.detach(1));
+    std::fs::write(&record, whole).unwrap();
+    assert_eq!(lot.scan().vdis[0].record.label, "disk 1");
+    lot.call(lot.attach(1, AttachMode::ReadWrite));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What sr_scan tells of an SR: the specification's elements, as values.
 
 use crate::engine::units::ByteLen;
-use crate::sr::{Catalogue, DataFormat, Finding, SrRecord, SrUuid, Vdi, VdiRecord, VdiUuid};
+use crate::sr::{Catalogue, DataFormat, Finding, Lock, SrRecord, SrUuid, Vdi, VdiRecord, VdiUuid};
 
 /// An SR and what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl From<Vdi> for Listed {
             uuid: vdi.uuid,
             size: vdi.size,
             utilisation: vdi.utilisation,
-            locked: vdi.lease.is_some(),
+            locked: vdi.lock != Lock::Free,
             shareable: vdi.record.shareable,
             read_only: vdi.read_only,
             parent: vdi.parent,

@@ -362,6 +362,8 @@ impl Control {
                 _ => Ok(access.clone()),
             };
         }
+        // What failed before must not be set right under a disk that is served.
+        attached.repository.ready()?;
         let catalogue = attached.repository.glance(&[vdi])?;
         let found = catalogue.visible(vdi).inspect_err(|failure| {
             if let Some(file) = attached.repository.data_of_broken(&catalogue, vdi) {
@@ -389,29 +391,22 @@ impl Control {
 
     /// Whether a VDI is attached to be read only.
     fn mode_of(&self, vdi: &Vdi, mode: AttachMode, user: Option<&str>) -> Result<bool, Failure> {
-        let place = format!("VDI {}", vdi.uuid);
         let read_only = match mode {
             AttachMode::ReadOnly => return Ok(true),
             AttachMode::Auto => vdi.read_only,
             AttachMode::ReadWrite if vdi.read_only => {
+                vdi.known_record()?;
                 let why = "it may only be read: it is a snapshot, or others depend on it";
-                return Err(Failure::new(Kind::NotPermitted, place, why)
+                return Err(Failure::new(Kind::NotPermitted, format!("VDI {}", vdi.uuid), why)
                     .advise("attach it read-only, or write to a clone of it"));
             }
             AttachMode::ReadWrite => false,
         };
-        let other = vdi
-            .lease
-            .as_ref()
-            .filter(|lease| lease.host != self.around.host && user != Some(lease.user.as_str()));
-        match other {
-            Some(lease) if !read_only => {
-                let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
-                Err(Failure::new(Kind::Busy, place, why)
-                    .advise("let the holder unlock it, or force the lock if the holder is dead"))
-            }
-            _ => Ok(read_only),
+        if !read_only {
+            let host = &self.around.host;
+            vdi.unlocked_for(|lease| lease.host == *host || user == Some(lease.user.as_str()))?;
         }
+        Ok(read_only)
     }
 
     fn vdi_detach(&self, sr: SrUuid, vdi: VdiUuid) -> Result<(), Failure> {
@@ -450,13 +445,9 @@ impl Control {
         let attached = self.able(sr, "clone", |can| can.fork)?;
         let _turn = self.turn(&attached, Need::Structure(vec![source, dest]))?;
         refuse_attached(&attached, source)?;
-        let record_of = |found: &Vdi| match &found.lease {
-            None => Ok(derived(found, about)),
-            Some(lease) => {
-                let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
-                Err(Failure::new(Kind::Busy, format!("VDI {source}"), why)
-                    .advise("unlock it first (vdi_unlock)"))
-            }
+        let record_of = |found: &Vdi| {
+            found.unlocked_for(|_| false)?;
+            Ok(derived(found, about))
         };
         attached.repository.clone_vdi(source, dest, record_of, &mut Idle)?;
         Ok(Outcome::Vdi(dest))

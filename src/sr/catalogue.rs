@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::facts::{Facts, ParentClaim};
 use super::failure::{Failure, Kind};
-use super::names::{DataFormat, SrUuid, VdiUuid, data_name};
+use super::names::{DataFormat, SrUuid, VdiUuid, data_name, record_name};
 use super::record::{Lease, VdiRecord};
 use super::store::Space;
 use super::unfinished::Unfinished;
@@ -40,15 +40,62 @@ pub struct Vdi {
     /// Its children, hidden ones included.
     pub children: Vec<VdiUuid>,
     /// Who holds its lock.
-    pub lease: Option<Lease>,
+    pub lock: Lock,
     /// What we know beyond its data.
     pub record: VdiRecord,
+    /// Why that is not known; it is taken for read-only then.
+    pub record_lost: Option<String>,
+}
+
+/// Who holds the lock of a VDI. One whose time is over holds nobody up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Lock {
+    /// Nobody.
+    #[default]
+    Free,
+    /// Somebody.
+    Held(Lease),
+    /// There is one that cannot be read, and why: it may be anybody's.
+    Unknown(String),
 }
 
 impl Vdi {
     /// The name of its data file.
     pub fn data_name(&self) -> String {
         data_name(self.uuid, self.format)
+    }
+
+    /// Refuses when somebody holds its lock who is not among these, or nobody knows who does.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`].
+    pub fn unlocked_for(&self, among: impl FnOnce(&Lease) -> bool) -> Result<(), Failure> {
+        let why = match &self.lock {
+            Lock::Free => return Ok(()),
+            Lock::Held(lease) if among(lease) => return Ok(()),
+            Lock::Held(lease) => lease.in_words(),
+            Lock::Unknown(why) => format!("who holds its lock cannot be told: {why}"),
+        };
+        Err(Failure::new(Kind::Busy, format!("VDI {}", self.uuid), why)
+            .advise("let the holder unlock it, or force the lock if the holder is dead"))
+    }
+
+    /// What we know beyond its data, for whoever would build on it.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] when it cannot be read.
+    pub fn known_record(&self) -> Result<&VdiRecord, Failure> {
+        match &self.record_lost {
+            None => Ok(&self.record),
+            Some(why) => {
+                let name = record_name(self.uuid);
+                let why = format!("its record {name} cannot be read: {why}");
+                Err(Failure::new(Kind::Corrupt, format!("VDI {}", self.uuid), why).advise(
+                    "try again; restore the file if it is damaged, or remove it for a VDI \
+                             that is no snapshot",
+                ))
+            }
+        }
     }
 }
 
@@ -87,8 +134,8 @@ pub(super) struct Raw {
     pub(super) format: DataFormat,
     pub(super) facts: Facts,
     pub(super) utilisation: ByteLen,
-    pub(super) record: VdiRecord,
-    pub(super) lease: Option<Lease>,
+    pub(super) record: Result<VdiRecord, String>,
+    pub(super) lock: Lock,
 }
 
 impl Catalogue {
@@ -196,18 +243,23 @@ impl Catalogue {
 
 impl Raw {
     fn into_vdi(self, uuid: VdiUuid, parent: Option<VdiUuid>) -> Vdi {
+        let (record, record_lost) = match self.record {
+            Ok(record) => (record, None),
+            Err(why) => (VdiRecord::default(), Some(why)),
+        };
         Vdi {
             uuid,
             format: self.format,
             size: self.facts.size,
             utilisation: self.utilisation,
             identity: self.facts.identity,
-            read_only: self.record.read_only,
-            hidden: self.facts.hidden || self.record.hidden,
+            read_only: record.read_only || record_lost.is_some(),
+            hidden: self.facts.hidden || record.hidden,
             parent,
             children: Vec::new(),
-            lease: self.lease,
-            record: self.record,
+            lock: self.lock,
+            record,
+            record_lost,
         }
     }
 }

@@ -33,6 +33,8 @@ const FILE_MODE: u32 = 0o600;
 pub struct Directory {
     dir: OwnedFd,
     path: PathBuf,
+    /// For tests: as on a file system that cannot rename without replacing.
+    lacks_noreplace: bool,
 }
 
 impl Directory {
@@ -44,7 +46,14 @@ impl Directory {
         let path = path.canonicalize()?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(&path, flags, Mode::empty())?;
-        Ok(Self { dir, path })
+        Ok(Self { dir, path, lacks_noreplace: false })
+    }
+
+    /// As on a file system that cannot rename without replacing, whatever this one can.
+    #[must_use]
+    pub fn without_noreplace(mut self) -> Self {
+        self.lacks_noreplace = true;
+        self
     }
 
     /// Its canonical path.
@@ -87,7 +96,21 @@ impl Directory {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
                 self.open_file(name, flags).map(drop)
             }
-            DirOp::Rename { .. } | DirOp::Unlink { .. } | DirOp::SyncDirectory => Ok(()),
+            DirOp::Overwrite { name, seen, bytes } => {
+                let file = self.open_file(name, OFlags::WRONLY)?;
+                let now = rustix::fs::fstat(&file)?;
+                let modified = nanoseconds(now.st_mtime, now.st_mtime_nsec);
+                // Of the open file: whoever moves it aside from here on takes what is written along.
+                if (now.st_ino, modified) != (seen.file, seen.modified_ns) {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                file.write_all_at(bytes, 0)?;
+                file.set_len(bytes.len() as u64)
+            }
+            DirOp::Rename { .. }
+            | DirOp::Take { .. }
+            | DirOp::Unlink { .. }
+            | DirOp::SyncDirectory => Ok(()),
         }
     }
 
@@ -98,9 +121,37 @@ impl Directory {
         if replace {
             return Ok(rustix::fs::renameat(dir, from, dir, to)?);
         }
-        match rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
-            // Some file systems cannot rename without replacing, but all of those can link.
+        match self.rename_to_free(from, to) {
+            // Not every file system can. A link and an unlink could: but between them a disk would
+            // have two names, and after a crash there one would be written to and one be a snapshot.
+            Err(Errno::INVAL | Errno::NOSYS) => self.rename_after_a_look(from, to),
+            renamed => Ok(renamed?),
+        }
+    }
+
+    fn rename_to_free(&self, from: &str, to: &str) -> Result<(), Errno> {
+        if self.lacks_noreplace {
+            return Err(Errno::INVAL);
+        }
+        rustix::fs::renameat_with(&self.dir, from, &self.dir, to, RenameFlags::NOREPLACE)
+    }
+
+    /// In this process the turns see to it that nobody else makes the name in between.
+    fn rename_after_a_look(&self, from: &str, to: &str) -> io::Result<()> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        match rustix::fs::statx(&self.dir, to, flags, StatxFlags::TYPE) {
+            Err(Errno::NOENT) => Ok(rustix::fs::renameat(&self.dir, from, &self.dir, to)?),
+            Ok(_) => Err(Errno::EXIST.into()),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    fn take(&self, from: &str, to: &str) -> io::Result<()> {
+        plain(from)?;
+        plain(to)?;
+        match self.rename_to_free(from, to) {
             Err(Errno::INVAL | Errno::NOSYS) => {
+                let dir = &self.dir;
                 rustix::fs::linkat(dir, from, dir, to, AtFlags::empty())?;
                 Ok(rustix::fs::unlinkat(dir, from, AtFlags::empty())?)
             }
@@ -146,7 +197,7 @@ impl Store for Directory {
             file: stat.stx_ino,
             len: ByteLen::new(stat.stx_size),
             allocated: ByteLen::new(stat.stx_blocks.saturating_mul(512)),
-            modified_ns: i128::from(modified.tv_sec) * 1_000_000_000 + i128::from(modified.tv_nsec),
+            modified_ns: nanoseconds(modified.tv_sec, modified.tv_nsec),
         })
     }
 
@@ -158,6 +209,7 @@ impl Store for Directory {
         dying::step();
         match op {
             DirOp::Rename { from, to, replace } => self.rename(from, to, replace),
+            DirOp::Take { from, to } => self.take(from, to),
             DirOp::Unlink { name } => {
                 plain(name)?;
                 Ok(rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())?)
@@ -207,6 +259,10 @@ impl Store for Directory {
 fn plain(name: &str) -> io::Result<()> {
     let odd = name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']);
     if odd { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+}
+
+fn nanoseconds(seconds: impl Into<i128>, rest: impl Into<i128>) -> i128 {
+    seconds.into() * 1_000_000_000 + rest.into()
 }
 
 fn irregular(name: &str) -> io::Error {

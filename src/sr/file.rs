@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::directory::Directory;
 use super::driver::{Capabilities, DeviceConfig, Driver, Substrate, Surroundings, at};
 use super::failure::{Failure, Kind};
-use super::names::{Named, SR_RECORD, SrUuid, temporary_name};
+use super::names::{Named, SR_RECORD, SrUuid, fresh_temporary};
 use super::record::SrRecord;
 use super::repository::{Repository, sr_record};
 use super::store::{self, DirOp, Store};
@@ -139,8 +139,15 @@ fn write_first(directory: &Directory, record: &SrRecord, host: &str) -> Result<(
         return Err(Failure::new(Kind::SrExists, directory.place(), why)
             .advise("choose an empty directory; to use an SR that is there, attach it"));
     }
-    let temporary = temporary_name(SR_RECORD, host);
-    store::replace(directory, SR_RECORD, &temporary, &record.to_bytes())
+    // Until the record is there nobody else may take it for a place of theirs.
+    directory.occupy(false).map_err(|error| failed("use it as an SR", &error))?;
+    let temporary = fresh_temporary(SR_RECORD, host);
+    let placed = store::place(directory, SR_RECORD, &temporary, &record.to_bytes());
+    if placed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+        let why = "another SR has just been made there";
+        return Err(Failure::new(Kind::SrExists, directory.place(), why));
+    }
+    placed
         .and_then(|()| directory.apply(DirOp::SyncDirectory))
         .map_err(|error| failed("write its record", &error))
 }

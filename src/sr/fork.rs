@@ -174,6 +174,7 @@ impl Repository {
         let catalogue = self.glance(&[source, dest])?;
         catalogue.visible(source)?;
         catalogue.untouched(source)?;
+        catalogue.visible(source)?.known_record()?;
         self.check_free(&catalogue, dest)?;
         let depth = catalogue.chain(source)?.len();
         if depth >= CHAIN_MAX {
@@ -237,7 +238,9 @@ impl Repository {
         cut: &mut dyn Cut,
     ) -> Result<(), Failure> {
         cut.expect();
-        let done = self.carry_out(intent, || self.fork(intent, children, of_base, cut));
+        let served = cut.is_served();
+        let done =
+            self.carry_out_under(intent, served, || self.fork(intent, children, of_base, cut));
         if done.is_err() {
             cut.release();
         }

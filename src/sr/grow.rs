@@ -29,6 +29,7 @@ impl Repository {
         let catalogue = self.glance(&[vdi])?;
         let found = catalogue.visible(vdi)?;
         catalogue.untouched(vdi)?;
+        found.known_record()?;
         if found.size == size {
             return Ok(());
         }

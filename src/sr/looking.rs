@@ -12,11 +12,12 @@ use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::catalogue::{Catalogue, Finding, Raw};
+use super::catalogue::{Catalogue, Finding, Lock, Raw};
 use super::facts::{self, Facts};
 use super::failure::{Failure, Kind};
 use super::fields::FIELDS_MAX_BYTES;
-use super::names::{DataFormat, Named, VdiUuid, data_name, lease_name, record_name};
+use super::leasing::StoreClock;
+use super::names::{DataFormat, Named, VdiUuid, aside_of, data_name, lease_name, record_name};
 use super::record::VdiRecord;
 use super::repository::{Repository, since_epoch};
 use super::store::{self, Entry, EntryKind, Stamp};
@@ -105,6 +106,7 @@ struct Look {
     old: Arc<Seen>,
     new: Seen,
     findings: Vec<Finding>,
+    clock: StoreClock,
 }
 
 impl Repository {
@@ -181,7 +183,8 @@ impl Repository {
         let sides = Sides::of(&entries);
         let mut raws = BTreeMap::new();
         let mut obscure = !sides.twice.is_empty();
-        let mut look = Look { old, new: Seen::default(), findings: Vec::new() };
+        let mut look =
+            Look { old, new: Seen::default(), findings: Vec::new(), clock: StoreClock::default() };
         look.new.facts.reserve(sides.data.len());
         for data in &sides.data {
             match self.look(data, &sides, closely.includes(data.vdi), &mut look) {
@@ -237,23 +240,26 @@ impl Repository {
                 (cached(old, new, (vdi, format), stamp, read)?, stamp.allocated)
             }
         };
-        let mut record = VdiRecord::default();
+        let mut record = Ok(VdiRecord::default());
         if let Some(file) = sides.records.get(&vdi) {
             let file = file.filter(|_| !closely);
             match self.record_of(vdi, file, &look.old.records, &mut look.new.records) {
-                Ok(found) => record = VdiRecord::clone(&found),
-                Err(problem) => look.findings.push(finding(record_name(vdi), problem)),
+                Ok(found) => record = Ok(VdiRecord::clone(&found)),
+                Err(problem) => {
+                    look.findings.push(finding(record_name(vdi), problem.clone()));
+                    record = Err(problem);
+                }
             }
         }
-        let mut lease = None;
-        if closely && sides.leases.contains(&vdi) {
-            match self.lease(vdi) {
-                Ok(found) => lease = found,
-                Err(failure) => look.findings.push(finding(lease_name(vdi), failure.why)),
+        let mut lock = Lock::Free;
+        if let Some(name) = sides.lock_of(vdi).filter(|_| closely) {
+            lock = self.lock_in(&name, &look.clock);
+            if let Lock::Unknown(problem) = &lock {
+                look.findings.push(finding(lease_name(vdi), problem.clone()));
             }
         }
         let facts = Facts::clone(&facts);
-        Ok(Some(Raw { format, facts, utilisation, record, lease }))
+        Ok(Some(Raw { format, facts, utilisation, record, lock }))
     }
 
     fn record_of(
@@ -301,6 +307,8 @@ struct Sides {
     twice: BTreeSet<VdiUuid>,
     records: HashMap<VdiUuid, Option<u64>>,
     leases: BTreeSet<VdiUuid>,
+    /// Locks that somebody has moved aside.
+    asides: HashMap<VdiUuid, String>,
 }
 
 impl Sides {
@@ -313,13 +321,25 @@ impl Sides {
                 }
                 Named::Record(vdi) => drop(sides.records.insert(vdi, *file)),
                 Named::Lease(vdi) => drop(sides.leases.insert(vdi)),
-                Named::Intent(_) | Named::Sr | Named::Temporary | Named::Foreign => {}
+                Named::Temporary => {
+                    sides.asides.extend(aside_of(name).map(|vdi| (vdi, name.clone())));
+                }
+                Named::Intent(_) | Named::Sr | Named::Foreign => {}
             }
         }
         sides.data.sort_unstable_by_key(|data| data.vdi);
         let pairs = sides.data.windows(2).filter(|pair| pair[0].vdi == pair[1].vdi);
         sides.twice = pairs.map(|pair| pair[0].vdi).collect();
         sides
+    }
+}
+
+impl Sides {
+    /// The file that tells who holds a VDI's lock. One that is aside is held until it is known that
+    /// it goes: its host may have died there, and gives it its name back.
+    fn lock_of(&self, vdi: VdiUuid) -> Option<String> {
+        let lies = self.leases.contains(&vdi);
+        if lies { Some(lease_name(vdi)) } else { self.asides.get(&vdi).cloned() }
     }
 }
 
@@ -337,7 +357,8 @@ fn kept<K: Copy + Eq + Hash, T>(
     Some((value, stamp.allocated))
 }
 
-/// What was read before, if the file is still the same and was not too young to tell.
+/// What was read before, if the file is still the same and was not too young to tell. What could not
+/// be read is tried anew: storage comes back.
 fn cached<K: Copy + Eq + Hash, T>(
     old: &HashMap<K, Cached<T>>,
     new: &mut HashMap<K, Cached<T>>,
@@ -346,9 +367,9 @@ fn cached<K: Copy + Eq + Hash, T>(
     read: impl FnOnce() -> Result<T, String>,
 ) -> Result<Arc<T>, String> {
     let same = |known: &&Cached<T>| {
-        let key = |stamp: &Stamp| (stamp.file, stamp.len, stamp.modified_ns);
         let age = known.read_ns - known.stamp.modified_ns;
-        key(&known.stamp) == key(&stamp)
+        known.value.is_ok()
+            && known.stamp.is_same_state(&stamp)
             && age > i128::try_from(STAMP_AGE.as_nanos()).unwrap_or(i128::MAX)
     };
     let (value, read_ns) = match old.get(&key).filter(same) {

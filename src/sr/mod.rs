@@ -33,10 +33,11 @@ mod record;
 mod recover;
 mod removal;
 mod repository;
+mod stale;
 pub mod store;
 mod unfinished;
 
-pub use catalogue::{CHAIN_MAX, Catalogue, Finding, Vdi};
+pub use catalogue::{CHAIN_MAX, Catalogue, Finding, Lock, Vdi};
 pub use directory::Directory;
 pub use driver::{Capabilities, DeviceConfig, Driver, Substrate, Surroundings, driver};
 pub use failure::{Failure, Kind};

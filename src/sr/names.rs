@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
 
@@ -105,6 +106,7 @@ impl fmt::Display for DataFormat {
 pub const SR_RECORD: &str = "orlop-sr";
 
 const TEMPORARY: &str = ".orlop-tmp";
+const ASIDE: &str = "-aside";
 
 /// What a name in an SR stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,10 +171,29 @@ pub fn intent_name(vdi: VdiUuid) -> String {
     format!("{vdi}.orlop-intent")
 }
 
+/// The name of a lock that this host has moved aside, to look whether it is the one it means.
+pub(super) fn aside_name(vdi: VdiUuid, host: &str) -> String {
+    temporary_name(&format!("{}{ASIDE}", lease_name(vdi)), host)
+}
+
+/// Whose lock some host has moved aside under this name.
+pub(super) fn aside_of(name: &str) -> Option<VdiUuid> {
+    let vdi = name.split_once('.')?.0.parse().ok()?;
+    let is_one = name.starts_with(&format!("{}{ASIDE}.", lease_name(vdi)));
+    (is_one && name.ends_with(TEMPORARY)).then_some(vdi)
+}
+
 /// The name of a file in the making. `host` keeps two hosts that share an SR apart.
 pub fn temporary_name(target: &str, host: &str) -> String {
     let host = crc32fast::hash(host.as_bytes());
     format!("{target}.{host:08x}{TEMPORARY}")
+}
+
+/// The same, of which no other call has the like.
+pub(super) fn fresh_temporary(target: &str, host: &str) -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    temporary_name(&format!("{target}.{process}-{number}"), host)
 }
 
 /// Whether a temporary was made by this host.

@@ -165,6 +165,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Who holds the lock, for people.
+    pub(super) fn in_words(&self) -> String {
+        let user: String = self.user.chars().take(64).collect();
+        format!("it is locked by {user:?} on host {}", self.host)
+    }
+
     /// The bytes of its file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut fields = Fields::default();

@@ -14,7 +14,8 @@ use super::failure::Failure;
 use super::fields::FIELDS_MAX_BYTES;
 use super::intent::Intent;
 use super::names::{
-    DataFormat, Named, VdiUuid, data_name, intent_name, is_temporary_of, lease_name, record_name,
+    DataFormat, Named, VdiUuid, aside_of, data_name, intent_name, is_temporary_of, lease_name,
+    record_name,
 };
 use super::repository::Repository;
 use super::store::{self, Claim, DirOp, Entry};
@@ -59,6 +60,12 @@ impl Repository {
                 "settling an operation that was not finished");
             self.settle(&intent)?;
             self.end(&intent)?;
+        }
+        for entry in &entries {
+            let ours = !self.shared || is_temporary_of(&entry.name, &self.host);
+            if let Some(vdi) = aside_of(&entry.name).filter(|_| ours) {
+                self.put_back(vdi, &entry.name)?;
+            }
         }
         self.sweep(damaged || !left.is_empty())?;
         Ok(left)
@@ -190,19 +197,41 @@ impl Repository {
             || store::exists(self.store.as_ref(), &self.temporary(&name))?)
     }
 
-    /// Whether a file is a VHD that names this parent; one that cannot be read is not ours.
+    /// Whether a file is a VHD that names this parent; one that makes no sense is not ours.
     fn is_child(&self, name: &str, parent: &str) -> io::Result<bool> {
         let stamp = match self.store.stamp(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             stamp => stamp?,
         };
-        let facts = facts::read(self.store.as_ref(), name, DataFormat::Vhd, &stamp);
-        Ok(facts.ok().and_then(|facts| facts.parent).is_some_and(|claim| claim.name == parent))
+        match facts::read(self.store.as_ref(), name, DataFormat::Vhd, &stamp) {
+            // Nothing is known of it, so nothing may be decided.
+            Err(facts::FactsError::Io(error)) => Err(error),
+            Err(_) => Ok(false),
+            Ok(facts) => Ok(facts.parent.is_some_and(|claim| claim.name == parent)),
+        }
+    }
+
+    /// Whether the source of a fork lies where it always did, so that what is called its base is
+    /// another host's, which made it in the same moment. Where both are one file the base is only a
+    /// second name, of a rename that was made of a link and an unlink; it goes.
+    fn is_uncut(&self, source: VdiUuid, base: VdiUuid, format: DataFormat) -> io::Result<bool> {
+        let (from, to) = (data_name(source, format), data_name(base, format));
+        let file = |name: &str| match self.store.stamp(name) {
+            Ok(stamp) => Ok(Some(stamp.file)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let Some(lies) = file(&from)? else { return Ok(false) };
+        if file(&to)? == Some(lies) {
+            store::remove(self.store.as_ref(), &to)?;
+            self.sync_directory()?;
+        }
+        Ok(format == DataFormat::Raw || !self.is_child(&from, &to)?)
     }
 
     fn settle_fork(&self, intent: &Intent) -> io::Result<()> {
         let Intent::Fork { source, base, copy, format, hide } = intent else { return Ok(()) };
-        if !self.has(*base, *format)? {
+        if self.is_uncut(*source, *base, *format)? || !self.has(*base, *format)? {
             return self.undo_fork(intent);
         }
         let children: Vec<VdiUuid> = [Some(*source), *copy].into_iter().flatten().collect();
@@ -235,9 +264,7 @@ impl Repository {
         let Intent::Fork { source, base, copy, format, .. } = intent else { return Ok(()) };
         let store = self.store.as_ref();
         let child = data_name(*source, DataFormat::Vhd);
-        // A base beside an uncut source is another host's, which made it in the same moment.
-        let uncut = self.has(*source, *format)?
-            && (*format == DataFormat::Raw || store::exists(store, &self.temporary(&child))?);
+        let uncut = self.is_uncut(*source, *base, *format)?;
         if let Some(copy) = copy {
             let name = data_name(*copy, DataFormat::Vhd);
             store::remove(store, &self.temporary(&name))?;

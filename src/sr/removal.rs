@@ -3,6 +3,7 @@
 
 use std::io;
 
+use super::catalogue::Vdi;
 use super::change;
 use super::failure::{Failure, Kind};
 use super::intent::Intent;
@@ -26,19 +27,16 @@ impl Repository {
             Err(failure) => return Err(failure),
         };
         catalogue.unfinished.check(vdi)?;
-        if let Some(lease) = &found.lease {
-            let why = format!("it is locked by {:?} on host {}", lease.user, lease.host);
-            return Err(Failure::new(Kind::Busy, format!("VDI {vdi}"), why)
-                .advise("unlock it first (vdi_unlock)"));
+        found.unlocked_for(|_| false)?;
+        if !found.children.is_empty() {
+            // Whoever reads its children reads it too, which a flag does not disturb.
+            return self.hide(found);
         }
-        if found.children.is_empty() && !catalogue.obscure {
-            // Another program may be serving it.
-            let claim = self.store.claim(&found.data_name());
-            let _claim = claim.map_err(|error| self.failed("claim it", &error))?;
-            self.remove(vdi, found.format)
-        } else {
-            self.hide(vdi, found.format, &found.record)
-        }
+        // Another program may be serving it: hidden, it would get its flag in the middle of a file
+        // that grows, and the next collection would take it.
+        let claim = self.store.claim(&found.data_name());
+        let _claim = claim.map_err(|error| self.failed("claim it", &error))?;
+        if catalogue.obscure { self.hide(found) } else { self.remove(vdi, found.format) }
     }
 
     /// Removes the data of a VDI that nobody depends on, and what lies beside them.
@@ -66,7 +64,12 @@ impl Repository {
     }
 
     /// One step either way: a VHD has a flag of its own for it, what is raw has only our record.
-    fn hide(&self, vdi: VdiUuid, format: DataFormat, record: &VdiRecord) -> Result<(), Failure> {
+    fn hide(&self, found: &Vdi) -> Result<(), Failure> {
+        let (vdi, format) = (found.uuid, found.format);
+        let mut record = VdiRecord::default();
+        if format == DataFormat::Raw {
+            record.clone_from(found.known_record()?);
+        }
         self.carry_out(&Intent::Hide { vdi, format }, || match format {
             DataFormat::Vhd => {
                 let name = data_name(vdi, format);
@@ -74,7 +77,7 @@ impl Repository {
                 change::set_hidden(self.store.as_ref(), &name, true)
             }
             DataFormat::Raw => {
-                self.write_record(vdi, &VdiRecord { hidden: true, ..record.clone() })?;
+                self.write_record(vdi, &VdiRecord { hidden: true, ..record })?;
                 self.sync_directory()
             }
         })

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vhd::{CreateOptions, NewLayout, Plan};
@@ -21,10 +21,11 @@ use super::grow::too_large;
 use super::intent::Intent;
 use super::looking::Known;
 use super::names::{
-    DataFormat, SR_RECORD, SrUuid, VdiUuid, data_name, intent_name, lease_name, record_name,
+    DataFormat, SR_RECORD, SrUuid, VdiUuid, data_name, fresh_temporary, intent_name, record_name,
     temporary_name,
 };
-use super::record::{Lease, SrRecord, VdiRecord};
+use super::record::{SrRecord, VdiRecord};
+use super::stale::Stale;
 use super::store::{self, DataPlace, DirOp, Store};
 use crate::engine::units::{ByteLen, SECTOR};
 
@@ -62,7 +63,7 @@ pub struct Repository {
     pub(super) known: Mutex<Known>,
     /// What failed on its way and on its way back: the next verb settles it first. Held while it
     /// does, so that no other verb starts on what is half done.
-    stale: Mutex<Vec<Intent>>,
+    pub(super) stale: Mutex<Vec<Stale>>,
     /// Subjects of our own intents from before that could not be settled.
     pub(super) left: BTreeSet<VdiUuid>,
     /// Whether there is a record of the SR.
@@ -155,7 +156,7 @@ impl Repository {
     ) -> Result<(), Failure> {
         self.ready()?;
         let catalogue = self.glance(&[vdi])?;
-        let mut record = catalogue.visible(vdi)?.record.clone();
+        let mut record = catalogue.visible(vdi)?.known_record()?.clone();
         catalogue.untouched(vdi)?;
         change(&mut record);
         record.check()?;
@@ -227,19 +228,14 @@ impl Repository {
     ///
     /// # Errors
     /// When that cannot be set right.
-    pub(super) fn ready(&self) -> Result<(), Failure> {
-        let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(intent) = stale.last() {
-            self.settle(intent)
-                .and_then(|()| self.end(intent))
+    pub fn ready(&self) -> Result<(), Failure> {
+        let mut stale = self.stale();
+        while let Some(last) = stale.last() {
+            self.set_right(last)
                 .map_err(|error| self.failed("settle what failed before", &error))?;
             stale.pop();
         }
         Ok(())
-    }
-
-    fn note_stale(&self, intent: &Intent) {
-        self.stale.lock().unwrap_or_else(PoisonError::into_inner).push(intent.clone());
     }
 
     /// Leaves our record in an SR that another program made, once we change it: emptied, it could
@@ -248,6 +244,7 @@ impl Repository {
         if self.recorded.load(Ordering::Relaxed) {
             return;
         }
+        // Of two first verbs at once either may win; the other finds it there.
         let record = SrRecord {
             uuid: self.sr,
             driver: String::new(),
@@ -256,16 +253,28 @@ impl Repository {
             made_directory: false,
             created: None,
         };
-        let draft = self.temporary(SR_RECORD);
-        let written = store::replace(self.store.as_ref(), SR_RECORD, &draft, &record.to_bytes());
+        let draft = self.fresh_temporary(SR_RECORD);
+        let written = store::place(self.store.as_ref(), SR_RECORD, &draft, &record.to_bytes());
         // Without room for it the verb may still succeed, and the next one tries again.
-        self.recorded.store(written.is_ok(), Ordering::Relaxed);
+        let there =
+            written.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::AlreadyExists);
+        self.recorded.store(written.is_ok() || there, Ordering::Relaxed);
     }
 
     /// Writes the intent, takes the steps, drops the intent; what fails is undone.
     pub(super) fn carry_out(
         &self,
         intent: &Intent,
+        steps: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        self.carry_out_under(intent, false, steps)
+    }
+
+    /// The same, where this process may be serving the files that are changed.
+    pub(super) fn carry_out_under(
+        &self,
+        intent: &Intent,
+        served: bool,
         steps: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), Failure> {
         self.adopt();
@@ -275,14 +284,14 @@ impl Repository {
             self.forget(subject);
             // Its effects are durable; if it stays, the next recovery finds them so.
             if store::remove(self.store.as_ref(), &intent_name(subject)).is_err() {
-                self.note_stale(intent);
+                self.stale().push(Stale::Verb { intent: intent.clone(), failed: false, served });
             }
             return Ok(());
         };
         if let Err(second) = self.undo(intent) {
             tracing::warn!(sr = %self.sr, vdi = %subject, verb = intent.verb(), error = %second,
                 "could not undo what failed; it will be settled before the next operation");
-            self.note_stale(intent);
+            self.stale().push(Stale::Verb { intent: intent.clone(), failed: true, served });
         }
         self.forget(subject);
         Err(self.failed("change it", &error))
@@ -310,6 +319,11 @@ impl Repository {
         temporary_name(name, &self.host)
     }
 
+    /// A name of a file in the making that no other call uses.
+    pub(super) fn fresh_temporary(&self, name: &str) -> String {
+        fresh_temporary(name, &self.host)
+    }
+
     /// A failure of the store.
     pub(super) fn failed(&self, doing: &str, error: &io::Error) -> Failure {
         if error.kind() == io::ErrorKind::AlreadyExists {
@@ -317,26 +331,6 @@ impl Repository {
             return Failure::new(Kind::VdiExists, self.place(), why);
         }
         Failure::io(format!("SR {} in {}", self.sr, self.place()), doing, error)
-    }
-
-    /// The lock of a VDI, whoever holds it.
-    ///
-    /// # Errors
-    /// When there is one that cannot be read.
-    pub fn lease(&self, vdi: VdiUuid) -> Result<Option<Lease>, Failure> {
-        let name = lease_name(vdi);
-        let bytes = match store::read_small(self.store.as_ref(), &name, FIELDS_MAX_BYTES) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(Failure::new(Kind::Locked, format!("VDI {vdi}"), error));
-            }
-        };
-        let lease = Lease::from_bytes(&bytes).map_err(|error| {
-            let why = format!("its lock {name} cannot be read: {error}");
-            Failure::new(Kind::Locked, format!("VDI {vdi}"), why)
-        })?;
-        Ok(Some(lease))
     }
 }
 

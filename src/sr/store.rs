@@ -50,13 +50,33 @@ pub enum DirOp<'a> {
         /// The file.
         name: &'a str,
     },
-    /// Give a file another name, at once and whole.
+    /// Write these bytes instead of a file's, if it is still in the state that was seen; fails with
+    /// `NotFound` when it is not. Cut off, it leaves a file that is neither the old nor the new.
+    Overwrite {
+        /// The file.
+        name: &'a str,
+        /// The state it was seen in.
+        seen: Stamp,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// Give a file a name that none has. Of many that try at once, on whatever hosts, one succeeds,
+    /// and the others fail with `AlreadyExists`. A crash may leave the file both names.
+    Take {
+        /// The name it has.
+        from: &'a str,
+        /// The name it gets.
+        to: &'a str,
+    },
+    /// Give a file another name, at once and whole. A file never has both: what lies under the one
+    /// name may be written to, and what lies under the other never.
     Rename {
         /// The name it has.
         from: &'a str,
         /// The name it gets.
         to: &'a str,
-        /// Whether a file of that name goes; without, it fails with `AlreadyExists`.
+        /// Whether a file of that name goes; without, it fails with `AlreadyExists`, as long as no
+        /// other host makes that name in the same moment: not every file system can tell then.
         replace: bool,
     },
     /// Remove a name; fails with `NotFound` when there is none.
@@ -101,6 +121,14 @@ pub struct Stamp {
     pub allocated: ByteLen,
     /// When its bytes changed last, nanoseconds since 1970 by the store's clock.
     pub modified_ns: i128,
+}
+
+impl Stamp {
+    /// Whether it is the same file, and nobody wrote to it between.
+    pub fn is_same_state(&self, other: &Self) -> bool {
+        let key = |stamp: &Self| (stamp.file, stamp.len, stamp.modified_ns);
+        key(self) == key(other)
+    }
 }
 
 /// Space of a store.
@@ -186,7 +214,41 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// # Errors
 /// Those of [`Store::read`]; `InvalidData` when it is longer.
 pub fn read_small(store: &dyn Store, name: &str, most: usize) -> io::Result<Vec<u8>> {
-    let len = store.stamp(name)?.len.get();
+    read_stamped(store, name, most).map(|(bytes, _)| bytes)
+}
+
+/// The same, with the stamp of the very file that was read. One that is replaced meanwhile is read
+/// again: half of the old and half of the new would look damaged.
+///
+/// # Errors
+/// As [`read_small`].
+pub fn read_stamped(store: &dyn Store, name: &str, most: usize) -> io::Result<(Vec<u8>, Stamp)> {
+    const READS_MAX: usize = 4;
+    for _ in 1..READS_MAX {
+        let stamp = store.stamp(name)?;
+        match read_whole(store, name, &stamp, most) {
+            Ok(bytes) => {
+                if store.stamp(name)?.is_same_state(&stamp) {
+                    return Ok((bytes, stamp));
+                }
+            }
+            Err(error) if has_raced(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let stamp = store.stamp(name)?;
+    Ok((read_whole(store, name, &stamp, most)?, stamp))
+}
+
+/// Whether a file that is replaced, or shortened, between a look at it and a read gives that.
+fn has_raced(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || Errno::from_io_error(error) == Some(Errno::STALE)
+}
+
+fn read_whole(store: &dyn Store, name: &str, stamp: &Stamp, most: usize) -> io::Result<Vec<u8>> {
+    let len = stamp.len.get();
     let len = usize::try_from(len).ok().filter(|len| *len <= most);
     let Some(len) = len else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too long"));
@@ -226,6 +288,18 @@ pub fn remove(store: &dyn Store, name: &str) -> io::Result<()> {
 /// # Errors
 /// What the system says; the temporary is gone then, as far as that was possible.
 pub fn replace(store: &dyn Store, name: &str, temporary: &str, bytes: &[u8]) -> io::Result<()> {
+    write_as(store, temporary, bytes, DirOp::Rename { from: temporary, to: name, replace: true })
+}
+
+/// The same where there is no such file yet.
+///
+/// # Errors
+/// As [`replace`]; `AlreadyExists` when there is one.
+pub fn place(store: &dyn Store, name: &str, temporary: &str, bytes: &[u8]) -> io::Result<()> {
+    write_as(store, temporary, bytes, DirOp::Take { from: temporary, to: name })
+}
+
+fn write_as(store: &dyn Store, temporary: &str, bytes: &[u8], named: DirOp<'_>) -> io::Result<()> {
     remove(store, temporary)?;
     let written = store
         .apply(DirOp::Create { name: temporary })
@@ -234,7 +308,7 @@ pub fn replace(store: &dyn Store, name: &str, temporary: &str, bytes: &[u8]) -> 
             store.apply(DirOp::Write { name: temporary, at, bytes })
         })
         .and_then(|()| store.apply(DirOp::SyncFile { name: temporary }))
-        .and_then(|()| store.apply(DirOp::Rename { from: temporary, to: name, replace: true }));
+        .and_then(|()| store.apply(named));
     if written.is_err() {
         // The first failure is the one to tell; a leftover is removed at the next attach.
         let _left_behind = remove(store, temporary);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use orlop::engine::request::MapKind;
 use orlop::engine::units::{ByteLen, DiskOffset, Extent};
 use orlop::sr::{
-    Catalogue, DataFormat, Named, OfflineDisk, Repository, SrUuid, Store, Vdi, VdiUuid,
+    Catalogue, DataFormat, Lock, Named, OfflineDisk, Repository, SrUuid, Store, Vdi, VdiUuid,
 };
 
 use super::sim::{Fault, Sim, World};
@@ -112,7 +112,10 @@ fn seen(store: &Arc<Sim>, catalogue: &Catalogue, vdi: &Vdi) -> Result<Seen, Stri
         content: content(store, catalogue, vdi)?,
         label: vdi.record.label.clone(),
         read_only: vdi.read_only,
-        holder: vdi.lease.as_ref().map(|lease| lease.user.clone()),
+        holder: match &vdi.lock {
+            Lock::Held(lease) => Some(lease.user.clone()),
+            _ => None,
+        },
     })
 }
 

@@ -147,6 +147,8 @@ pub(crate) enum Flaw {
     NoIntents,
     /// Another host takes each name of data a moment before it is given.
     Intruder,
+    /// A name without replacing is given by a link and an unlink, and both may be lost apart.
+    LinkAndUnlink,
 }
 
 /// How the content of unsynced files looks after a crash.
@@ -251,12 +253,36 @@ impl World {
                 inode.durable = inode.live.clone();
                 inode.pending.clear();
             }
-            DirOp::Rename { from, to, replace } => {
+            DirOp::Overwrite { name, seen, bytes } => {
+                let now = self.inode(name)?.touched;
+                if (self.live[name], now) != (seen.file, seen.modified_ns) {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                let inode = self.inode_mut(name)?;
+                write(inode, 0, bytes);
+                let len = bytes.len() as u64;
+                if inode.live.len != len {
+                    let change = Change::Length { len };
+                    change.apply(&mut inode.live);
+                    inode.pending.push(change);
+                }
+            }
+            DirOp::Rename { from, to, replace: true } => {
                 self.inode(from)?;
-                if !replace && self.live.contains_key(to) {
+                self.rename(NameChange::Move { from: from.to_owned(), to: to.to_owned() });
+            }
+            DirOp::Rename { from, to, replace: false } | DirOp::Take { from, to } => {
+                self.inode(from)?;
+                if self.live.contains_key(to) {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
-                self.rename(NameChange::Move { from: from.to_owned(), to: to.to_owned() });
+                let (from, to, inode) = (from.to_owned(), to.to_owned(), self.live[from]);
+                if self.flaw == Flaw::LinkAndUnlink {
+                    self.rename(NameChange::Put { name: to, inode });
+                    self.rename(NameChange::Drop { name: from });
+                } else {
+                    self.rename(NameChange::Move { from, to });
+                }
             }
             DirOp::Unlink { name } => {
                 self.inode(name)?;
@@ -310,7 +336,8 @@ fn name_of<'a>(op: &DirOp<'a>) -> &'a str {
         | DirOp::Punch { name, .. }
         | DirOp::SyncFile { name }
         | DirOp::Unlink { name } => name,
-        DirOp::Rename { from, .. } => from,
+        DirOp::Overwrite { name, .. } => name,
+        DirOp::Rename { from, .. } | DirOp::Take { from, .. } => from,
         DirOp::SyncDirectory => "",
     }
 }
@@ -372,6 +399,19 @@ struct Inner {
     steps: usize,
     /// Whether the fault came about.
     met: bool,
+    /// Files that cannot be read.
+    sick: BTreeSet<String>,
+    /// What somebody else does just before this step.
+    meanwhile: Option<(usize, Meanwhile)>,
+}
+
+/// What somebody else does.
+pub(crate) struct Meanwhile(pub(crate) Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meanwhile")
+    }
 }
 
 /// A store over a world.
@@ -380,7 +420,8 @@ pub(crate) struct Sim(Mutex<Inner>, Arc<Mutex<BTreeSet<u64>>>);
 
 impl Sim {
     pub(crate) fn new(world: World, fault: Fault) -> Arc<Self> {
-        let inner = Inner { world, fault, steps: 0, met: false };
+        let sick = BTreeSet::new();
+        let inner = Inner { world, fault, steps: 0, met: false, sick, meanwhile: None };
         Arc::new(Self(Mutex::new(inner), Arc::default()))
     }
 
@@ -405,6 +446,26 @@ impl Sim {
 
     pub(crate) fn met_its_fault(&self) -> bool {
         self.inner().met
+    }
+
+    /// From now on these, and no others, cannot be read.
+    pub(crate) fn sicken(&self, names: &[String]) {
+        self.inner().sick = names.iter().cloned().collect();
+    }
+
+    /// Lets somebody else act just before a step from now on.
+    pub(crate) fn interrupt(&self, step: usize, act: impl FnOnce() + Send + 'static) {
+        let mut inner = self.inner();
+        inner.steps = 0;
+        inner.meanwhile = Some((step, Meanwhile(Box::new(act))));
+    }
+
+    /// Lets a file be older.
+    pub(crate) fn age(&self, name: &str, seconds: i128) {
+        let mut inner = self.inner();
+        let number = inner.world.live[name];
+        let inode = inner.world.inodes.get_mut(&number).unwrap();
+        Arc::make_mut(inode).touched -= seconds * 1_000_000_000;
     }
 
     /// From now on, so many steps further.
@@ -480,11 +541,22 @@ impl Store for Sim {
     fn read(&self, name: &str, at: FileOffset, bytes: &mut [u8]) -> io::Result<()> {
         let inner = self.inner();
         inner.alive()?;
+        if inner.sick.contains(name) {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         inner.world.inode(name)?.live.read(at.get(), bytes)
     }
 
     fn apply(&self, op: DirOp<'_>) -> io::Result<()> {
         let mut inner = self.inner();
+        let steps = inner.steps;
+        if let Some((step, Meanwhile(act))) = inner.meanwhile.take_if(|(at, _)| *at == steps) {
+            // Somebody else comes here too.
+            drop(inner);
+            act();
+            inner = self.inner();
+            inner.steps = step;
+        }
         inner.alive()?;
         inner.meet(&op)?;
         inner.world.change(op)

@@ -11,7 +11,7 @@ use super::sim::{Fault, Sim, Survival, World};
 use super::stage::{Cast, scribble, size_of};
 use super::{Trial, VERBS};
 
-fn open(cast: &Cast, host: &str, store: &Arc<Sim>) -> Repository {
+pub(crate) fn open(cast: &Cast, host: &str, store: &Arc<Sim>) -> Repository {
     let store: Arc<dyn Store> = Arc::clone(store) as _;
     Repository::open(cast.sr, host, store, true).unwrap_or_else(|failure| panic!("{failure}"))
 }

@@ -51,6 +51,10 @@ fn path_tricks_are_findings_and_harm_nobody() {
         lot.fails(lot.vdi_create(number, 8), Code::Eexist);
     }
     assert_eq!(listing.findings.len(), broken.len());
+    // Nobody opens what a link or a device leads to, not even to tell what is wrong with it.
+    let told = lot.told_broken();
+    assert!((10..=14).all(|number| !told.contains(&vdi(number))), "{told:?}");
+    assert!(told.contains(&vdi(28)));
     assert_eq!(std::fs::read(&secret).unwrap(), [7; 4096]);
 }
 

@@ -14,7 +14,8 @@ use orlop::control::{
 };
 use orlop::engine::units::{ByteLen, DiskOffset};
 use orlop::sr::{
-    Cut, DataFormat, DeviceConfig, Directory, Failure, Kind, OfflineDisk, SrUuid, Store, VdiUuid,
+    Cut, DataFile, DataFormat, DeviceConfig, Directory, Failure, Kind, OfflineDisk, SrUuid, Store,
+    VdiUuid,
 };
 use vhd::{CreateOptions, Footer, NewLayout, NewParent, Piece, Plan};
 
@@ -30,7 +31,7 @@ pub(crate) fn size_of(sectors: u64) -> ByteLen {
 
 /// Serves nothing and remembers what it was asked.
 #[derive(Default)]
-struct Ledger(Mutex<BTreeMap<VdiUuid, bool>>);
+struct Ledger(Mutex<BTreeMap<VdiUuid, bool>>, Mutex<Vec<VdiUuid>>);
 
 /// The VDI whose last bytes cannot be made durable when it is detached.
 pub(crate) const LOSES_ITS_LAST_BYTES: u8 = 66;
@@ -50,6 +51,10 @@ impl Attacher for Ledger {
             return Err(Failure::new(Kind::Io, format!("VDI {gone}"), "it is detached, but"));
         }
         Ok(())
+    }
+
+    fn broken(&self, _sr: SrUuid, file: &DataFile, _failure: &Failure) {
+        self.1.lock().unwrap().push(file.vdi);
     }
 
     fn cut(&self, _sr: SrUuid, _vdi: VdiUuid) -> Option<Box<dyn Cut + '_>> {
@@ -156,6 +161,11 @@ impl Lot {
 
     pub(crate) fn attached_read_only(&self, number: u8) -> Option<bool> {
         self.ledger.0.lock().unwrap().get(&vdi(number)).copied()
+    }
+
+    /// The broken VDIs whose files somebody would open to tell what is wrong.
+    pub(crate) fn told_broken(&self) -> Vec<VdiUuid> {
+        self.ledger.1.lock().unwrap().clone()
     }
 
     fn config(&self) -> (String, DeviceConfig) {
