@@ -108,8 +108,6 @@ pub struct Counters {
     pub inline_writes: u64,
     /// Reads that were alone, and found in the page cache without the ring.
     pub inline_reads: u64,
-    /// Waits that began with looking, without sleeping.
-    pub spins: u64,
 }
 
 /// Socket buffer asked for, each way.
@@ -378,14 +376,6 @@ impl Host {
                 host.wait(events);
                 Ok(())
             }
-        }
-    }
-
-    /// Lets waits look for what happens for so long before they sleep, as long as that pays. Zero,
-    /// the default, never does. Only io_uring can look without asking the system.
-    pub fn set_poll(&mut self, limit: Duration) {
-        if let Self::Uring(host) = self {
-            host.set_poll(limit);
         }
     }
 

@@ -17,14 +17,12 @@ mod lone;
 mod polls;
 pub(super) mod ring;
 mod sockets;
-mod spin;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
@@ -44,7 +42,6 @@ use super::wake::Waker;
 use crate::engine::effect::{FileId, IoError, Outcome};
 use crate::engine::units::ByteLen;
 use lone::Lone;
-use spin::Spin;
 
 use command::SUBMISSION_BYTES;
 use inlets::Inlet;
@@ -91,7 +88,6 @@ pub struct Uring {
     can_skip: bool,
     /// The next wait need not end because quiet sends are over.
     may_defer: bool,
-    spin: Spin,
     counters: Counters,
 }
 
@@ -202,7 +198,6 @@ impl Uring {
             quiet: Vec::new(),
             can_skip,
             may_defer: false,
-            spin: Spin::new(Duration::ZERO),
             counters: Counters::default(),
         };
         Ok((host, description))
@@ -355,10 +350,6 @@ impl Uring {
         let told = self.ready.iter().filter(counts).count();
         let ours = usize::from(self.wake_armed) + self.cancels + self.polling;
         self.operations.len() + self.waiting_tasks + told - ours
-    }
-
-    pub(super) fn set_poll(&mut self, limit: Duration) {
-        self.spin = Spin::new(limit);
     }
 
     pub(super) const fn counters(&self) -> Counters {

@@ -218,23 +218,6 @@ pub fn spawn(aio: Aio, size: ArenaSize) -> io::Result<(Mailbox, Choice, JoinHand
     spawn_within(aio, size, DRAIN_LIMIT)
 }
 
-/// Starts a shard's thread, as [`spawn`] does, that looks for what happens for so long before it
-/// sleeps, as long as that pays: see [`Host::set_poll`].
-///
-/// # Errors
-/// When no host or memory is to be had.
-pub fn spawn_polling(
-    aio: Aio,
-    size: ArenaSize,
-    poll: Duration,
-) -> io::Result<(Mailbox, Choice, JoinHandle<()>)> {
-    spawn_on(size, DRAIN_LIMIT, move |arena| {
-        let (mut host, choice) = Host::new(aio, arena)?;
-        host.set_poll(poll);
-        Ok((host, choice))
-    })
-}
-
 /// Starts a shard's thread, as [`spawn`] does, that may serve mounts through inlets of its ring
 /// where the kernel has them.
 ///

@@ -20,8 +20,8 @@ pub use client::{Client, Context, Fate};
 pub use cut::NewLeaf;
 
 pub use mailbox::{
-    Attachment, DiskTag, ExportKey, Link, Mailbox, NewClient, Refused, spawn, spawn_polling,
-    spawn_with_inlets, spawn_within,
+    Attachment, DiskTag, ExportKey, Link, Mailbox, NewClient, Refused, spawn, spawn_with_inlets,
+    spawn_within,
 };
 pub use nudge::Nudge;
 pub use own::READ_MAX;

@@ -119,11 +119,6 @@ struct ProcessOptions {
     #[arg(long, value_name = "MIB", default_value_t = 256,
         value_parser = clap::value_parser!(u32).range(128..=2048))]
     memory: u32,
-    /// Before sleeping, look for requests for up to so many microseconds, as long as that finds
-    /// some: answers come sooner where cores are idle, for processor time; 0 is never
-    #[arg(long, value_name = "US", default_value_t = 0,
-        value_parser = clap::value_parser!(u64).range(0..=1000))]
-    poll: u64,
     /// Confine the server to what it has opened: no other files, programs or connections
     #[arg(long, value_enum, default_value_t = SandboxArg::On)]
     sandbox: SandboxArg,
@@ -270,13 +265,12 @@ fn spawn_shards(options: &ProcessOptions) -> Result<Shards> {
         AioArg::Threads => Aio::Threads,
     };
     let arena = ArenaSize { large_bytes: options.memory << 20, ..ArenaSize::default() };
-    let poll = Duration::from_micros(options.poll);
     let mut shards = Vec::new();
     let mut threads = Vec::new();
     let mut ring = false;
     for _ in 0..options.threads {
         let (mailbox, choice, thread) =
-            shard::spawn_polling(aio, arena, poll).context("no I/O host; try --aio threads")?;
+            shard::spawn(aio, arena).context("no I/O host; try --aio threads")?;
         tracing::info!("I/O by {choice}");
         ring |= choice.aio == Aio::Uring;
         shards.push(mailbox);

@@ -73,9 +73,6 @@ impl Uring {
         if want == 0 && standing.is_empty && !standing.owes {
             return Ok(());
         }
-        if want > 0 && self.spin()? {
-            return Ok(());
-        }
         self.counters.enters += 1;
         let entered = match timeout.filter(|_| want > 0) {
             Some(timeout) => {
