@@ -100,7 +100,8 @@ impl Directory {
                 let file = self.open_file(name, OFlags::WRONLY)?;
                 let now = rustix::fs::fstat(&file)?;
                 let modified = nanoseconds(now.st_mtime, now.st_mtime_nsec);
-                // Of the open file: whoever moves it aside from here on takes what is written along.
+                // Of the open file: whoever moves it aside from here on takes what is written
+                // along.
                 if (now.st_ino, modified) != (seen.file, seen.modified_ns) {
                     return Err(io::ErrorKind::NotFound.into());
                 }
@@ -123,7 +124,8 @@ impl Directory {
         }
         match self.rename_to_free(from, to) {
             // Not every file system can. A link and an unlink could: but between them a disk would
-            // have two names, and after a crash there one would be written to and one be a snapshot.
+            // have two names, and after a crash there one would be written to and one be a
+            // snapshot.
             Err(Errno::INVAL | Errno::NOSYS) => self.rename_after_a_look(from, to),
             renamed => Ok(renamed?),
         }

@@ -245,7 +245,8 @@ impl Repository {
         taken
     }
 
-    /// Gives a lock that was moved aside its name back, if that is still free, and lets it go if not.
+    /// Gives a lock that was moved aside its name back, if that is still free, and lets it go if
+    /// not.
     pub(super) fn put_back(&self, vdi: VdiUuid, aside: &str) -> io::Result<()> {
         let name = lease_name(vdi);
         match self.store.apply(DirOp::Take { from: aside, to: &name }) {

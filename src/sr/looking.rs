@@ -357,8 +357,8 @@ fn kept<K: Copy + Eq + Hash, T>(
     Some((value, stamp.allocated))
 }
 
-/// What was read before, if the file is still the same and was not too young to tell. What could not
-/// be read is tried anew: storage comes back.
+/// What was read before, if the file is still the same and was not too young to tell. What could
+/// not be read is tried anew: storage comes back.
 fn cached<K: Copy + Eq + Hash, T>(
     old: &HashMap<K, Cached<T>>,
     new: &mut HashMap<K, Cached<T>>,

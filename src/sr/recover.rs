@@ -97,8 +97,8 @@ impl Repository {
         self.sync_directory()
     }
 
-    /// Removes temporaries, unless an intent that is left may still need them, and records and locks
-    /// of VDIs that are gone.
+    /// Removes temporaries, unless an intent that is left may still need them, and records and
+    /// locks of VDIs that are gone.
     fn sweep(&self, needed: bool) -> io::Result<()> {
         let entries = self.store.list()?;
         let data: BTreeSet<VdiUuid> = entries.iter().filter_map(data_of).collect();

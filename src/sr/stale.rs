@@ -1,4 +1,5 @@
-//! What failed both on its way and on its way back, in this process: set right before the next verb.
+//! What failed both on its way and on its way back, in this process: set right before the next
+//! verb.
 //!
 //! A verb that failed is taken back, however far the taking back came before: a disk that is served
 //! still writes to the file that it had then. One that succeeded is finished.
