@@ -2,7 +2,8 @@
 //!
 //! `{"verb": "add", "spec": "name=b,image=b.vhd"}`, `remove` (`name`), `limit` (`name`, `bps`,
 //! `iops`; 0 is no limit), `exports`, `stats`, `reload-tls`. The answer is `{"ok": ...}` or
-//! `{"error": "...", "code": "..."}`, where the code is a stable word. Refuses other users than the server's own and root, and lines without end.
+//! `{"error": "...", "code": "..."}`, where the code is a stable word. Refuses other users than the
+//! server's own and root, and lines without end.
 
 mod client;
 mod report;

@@ -1,7 +1,7 @@
 //! Looks for children of an image among its neighbours: whoever writes to a parent, or takes its
-//! place, corrupts every child. Reads the metadata of files in the same directory, three short reads
-//! each and whatever they are called, since a child needs no name that tells; opens no parent,
-//! follows no link, and takes nothing it finds for more than a reason to refuse.
+//! place, corrupts every child. Reads the metadata of files in the same directory, three short
+//! reads each and whatever they are called, since a child needs no name that tells; opens no
+//! parent, follows no link, and takes nothing it finds for more than a reason to refuse.
 //!
 //! A file whose name says that it is raw holds what its guest likes. It counts only if it names an
 //! identity, which no guest of another disk knows, so that no guest can keep a neighbour from being

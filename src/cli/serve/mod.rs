@@ -213,7 +213,7 @@ fn run(options: &ServeOptions, out: &mut dyn Write) -> Result<u8> {
         let outcome = tokio::select! {
             // A word that came while disks were opened comes before anything is told.
             biased;
-            () = stop.is_told() => Ok(0),
+            () = stop.told() => Ok(0),
             ended = serve(options, server, &service, out) => ended,
         };
         registry.drain();
@@ -292,7 +292,7 @@ impl Stop {
         Ok(Self { interrupt: signal(interrupt)?, terminate: signal(terminate)? })
     }
 
-    async fn is_told(mut self) {
+    async fn told(mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
