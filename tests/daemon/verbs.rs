@@ -145,9 +145,8 @@ fn a_vdi_is_made_used_and_deleted() {
     house.done(&["vdi", "lock", "boot", "--user", "me", "--lease", "600"]);
     house.fails(4, &["vdi", "lock", "boot", "--user", "you"]);
     house.fails(2, &["vdi", "lock", "boot", "--user", "me", "--lease", "0"]);
-    assert!(
-        house.fails(4, &["vdi", "delete", "boot", "--yes"]).contains("let the holder unlock it")
-    );
+    let told = house.fails(4, &["vdi", "delete", "boot", "--yes"]);
+    assert!(told.contains("let the holder unlock it"), "{told}");
     assert!(house.done(&["vdi", "list"]).contains("locked"));
     house.done(&["vdi", "lock", "boot", "--user", "you", "--force"]);
     house.fails(4, &["vdi", "unlock", "boot", "--user", "me"]);
