@@ -148,7 +148,10 @@ impl Shard {
             tracing::warn!(%fault, "a request of the shard itself failed");
         }
         match own {
-            Own::Age => seat.committing = false,
+            Own::Age => {
+                seat.committing = false;
+                seat.commit_failed = result.is_err();
+            }
             Own::Last => {
                 seat.last = Last::Over(result.map(drop).map_err(|fault| fault.to_string()));
             }
@@ -187,8 +190,10 @@ impl Shard {
                 continue;
             }
             let since = *seat.dirty_since.get_or_insert(self.now);
-            // A disk that goes is committed on its way out.
+            // A disk that goes is committed on its way out. One that cannot be committed just now
+            // (its device is full) is not tried again and again.
             let left = seat.clients == 0 && seat.detach.is_none() && serving;
+            let left = left && !seat.commit_failed;
             if (left || self.now - since >= COMMIT_AGE) && !seat.committing {
                 seat.committing = true;
                 seat.dirty_since = None;

@@ -32,6 +32,8 @@ pub(super) struct DiskSeat {
     pub(super) own: usize,
     /// Metadata is being committed because of its age.
     pub(super) committing: bool,
+    /// The last such commit failed, so the next waits for its age.
+    pub(super) commit_failed: bool,
     /// It is to go: what came of the commit that comes last.
     pub(super) last: Last,
     /// It is to go.
@@ -68,6 +70,7 @@ impl DiskSeat {
             dirty_since: None,
             own: 0,
             committing: false,
+            commit_failed: false,
             last: Last::No,
             detach: None,
         }
