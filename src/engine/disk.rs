@@ -9,6 +9,7 @@ use super::commit::Commit;
 use super::effect::{Effect, EffectId, FileId, IoError, LeafFile, Outcome, Source, Target};
 use super::layer::{Blocked, Leaf, MetaPage};
 use super::pivot::Hold;
+use super::read::with_lent;
 use super::request::{Answer, Fault, FaultKind, Reply, Request, RequestId};
 use super::resize::Resize;
 use super::task::{Outbox, Parking, Purpose, Task, TaskKey, WaitFor};
@@ -135,6 +136,7 @@ impl Disk {
             pending: 0,
             fault: None,
             segments: None,
+            lent: Vec::new(),
             runs: Vec::new(),
             edges: None,
             exclusive,
@@ -195,8 +197,11 @@ impl Disk {
     /// Takes in what came of an effect.
     pub fn complete(&mut self, id: EffectId, outcome: Outcome) {
         match self.outbox.settle(id) {
-            Purpose::Read { task, layer } => {
+            Purpose::Read { task, layer, lendable } => {
                 self.note_failure(task, layer, &outcome);
+                if outcome == Outcome::Lent {
+                    self.tasks[task].lent.extend(lendable);
+                }
                 self.piece_done(task);
             }
             Purpose::Data { task, placed, durable } => {
@@ -221,9 +226,11 @@ impl Disk {
         if let Some(why) = &self.stopped {
             return Some(Fault { kind: FaultKind::Stopped(why.clone()), layer: 0, at });
         }
-        let writes =
-            !matches!(request, Request::Read { .. } | Request::Map { .. } | Request::Flush);
-        let read_only = writes && self.is_read_only();
+        let changes = !matches!(
+            request,
+            Request::Read { .. } | Request::Fetch { .. } | Request::Map { .. } | Request::Flush
+        );
+        let read_only = changes && self.is_read_only();
         read_only.then_some(Fault { kind: FaultKind::ReadOnly, layer: 0, at })
     }
 
@@ -260,7 +267,8 @@ impl Disk {
     pub(super) fn advance(&mut self, key: TaskKey) {
         if self.tasks[key].fault.is_none() && self.stopped.is_none() {
             match self.tasks[key].request {
-                Request::Read { extent, into } => self.advance_read(key, extent, into),
+                Request::Read { extent, into } => self.advance_read(key, extent, into, false),
+                Request::Fetch { extent, into } => self.advance_read(key, extent, into, true),
                 Request::Write { .. } | Request::Zero { .. } | Request::Discard { .. }
                     if self.forgets() =>
                 {
@@ -370,6 +378,9 @@ impl Disk {
             }),
             (None, None) => Ok(match (task.request, task.segments) {
                 (Request::Map { .. }, _) => Answer::Map(task.runs),
+                (Request::Fetch { into, .. }, segments) if !task.lent.is_empty() => {
+                    Answer::Fetched(with_lent(into, segments, task.lent))
+                }
                 (_, Some(segments)) => Answer::Segments(segments),
                 _ => Answer::Done,
             }),
@@ -430,6 +441,7 @@ impl Disk {
                 file,
                 at: page.at,
                 into: Target::Owned(vec![0; page.len as usize]),
+                may_lend: false,
             });
         }
     }
@@ -480,7 +492,7 @@ impl Disk {
                 .learn(layer, page, &bytes)
                 .map_err(|corrupt| FaultKind::Corrupt(corrupt.0)),
             Outcome::Failed(error) => Err(FaultKind::Io(error)),
-            Outcome::Done | Outcome::Extents(_) => Err(FaultKind::Io(IoError::EIO)),
+            Outcome::Done | Outcome::Lent | Outcome::Extents(_) => Err(FaultKind::Io(IoError::EIO)),
         };
         let what = WaitFor::Page { layer, at: page.at };
         match learnt {
@@ -560,6 +572,7 @@ impl Disk {
 pub(super) fn extent_of(request: &Request) -> Option<Extent> {
     match request {
         Request::Read { extent, .. }
+        | Request::Fetch { extent, .. }
         | Request::Write { extent, .. }
         | Request::Zero { extent, .. }
         | Request::Discard { extent, .. }

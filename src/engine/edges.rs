@@ -131,7 +131,13 @@ impl Disk {
                     let start = asked.get() as usize;
                     let purpose = Purpose::Edge { task: key, last, at: start, layer };
                     let into = Target::Owned(vec![0; len.get() as usize]);
-                    self.outbox.emit(purpose, |id| Effect::Read { id, file, at, into });
+                    self.outbox.emit(purpose, |id| Effect::Read {
+                        id,
+                        file,
+                        at,
+                        into,
+                        may_lend: false,
+                    });
                 }
                 Found::Hole(len) | Found::Zero { len, .. } => edge.asked += len,
             }
@@ -156,7 +162,7 @@ impl Disk {
                 }
             }
             Outcome::Failed(error) => self.note_fault(key, layer, FaultKind::Io(error)),
-            Outcome::Done | Outcome::Extents(_) => {
+            Outcome::Done | Outcome::Lent | Outcome::Extents(_) => {
                 self.note_fault(key, layer, FaultKind::Io(IoError::EIO));
             }
         }

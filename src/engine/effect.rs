@@ -118,6 +118,9 @@ pub enum Effect {
         at: FileOffset,
         /// Destination.
         into: Target,
+        /// The host may leave the bytes where they are and say so ([`Outcome::Lent`]), if they can
+        /// be sent from the page cache at once.
+        may_lend: bool,
     },
     /// Write all bytes of the source. With `durable` the outcome waits until they (and what is
     /// needed to find them) are on stable storage (RWF_DSYNC).
@@ -258,6 +261,8 @@ impl std::fmt::Display for IoError {
 pub enum Outcome {
     /// All of it was done.
     Done,
+    /// A read that allowed it was not done: its bytes can be sent from the file as they are.
+    Lent,
     /// A read into an owned buffer was done; the buffer comes back.
     Bytes(Vec<u8>),
     /// What of a range are holes, in order, from its start on; never nothing.

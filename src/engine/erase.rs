@@ -44,7 +44,9 @@ impl Disk {
     /// How far the planning of a task must get.
     pub(super) fn planned_len(&self, task: &Task) -> ByteLen {
         match task.request {
-            Request::Read { extent, .. } | Request::Map { extent, .. } => extent.len,
+            Request::Read { extent, .. }
+            | Request::Fetch { extent, .. }
+            | Request::Map { extent, .. } => extent.len,
             Request::Write { extent, .. } => self.write_target(task, extent),
             Request::Zero { extent, .. } => self.zero_target(task, extent),
             Request::Discard { extent, .. } => inner(extent, self.size).len,

@@ -54,7 +54,11 @@ const fn changes(request: &Request) -> bool {
         | Request::Zero { .. }
         | Request::Discard { .. }
         | Request::Resize { .. } => true,
-        Request::Read { .. } | Request::Map { .. } | Request::Flush | Request::Hold => false,
+        Request::Read { .. }
+        | Request::Fetch { .. }
+        | Request::Map { .. }
+        | Request::Flush
+        | Request::Hold => false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a client of a disk may ask, and what it is told.
 
-use super::effect::IoError;
-use super::units::{ByteLen, DiskOffset, Extent, Span};
+use super::effect::{FileId, IoError};
+use super::units::{ByteLen, DiskOffset, Extent, FileOffset, Span};
 
 /// The caller's name for a request; given back in the reply. Unique among those in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +15,15 @@ pub enum Request {
         /// What to read.
         extent: Extent,
         /// Where the bytes go.
+        into: Span,
+    },
+    /// As [`Self::Read`], for who can send parts of files as they are: a part may be named in the
+    /// answer ([`Answer::Fetched`]) instead of read into the span, where the file keeps these bytes
+    /// at their place and the host says that they are at hand.
+    Fetch {
+        /// What to read.
+        extent: Extent,
+        /// Where the bytes go that are read.
         into: Span,
     },
     /// Store the bytes of `from`. With `fua` the reply waits until they are durable.
@@ -75,6 +84,46 @@ pub enum Segment {
     Hole(ByteLen),
 }
 
+/// A part of a fetch's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// As of a read.
+    Segment(Segment),
+    /// Bytes that lie in a file and were not read; the span was not touched there. They are the
+    /// disk's as long as the file is attached, and may be newer than the request: a write that
+    /// comes while they are being sent is seen, or not.
+    Stored(Stored),
+}
+
+impl Part {
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> ByteLen {
+        match self {
+            Self::Segment(Segment::Data(span)) => span.bytes(),
+            Self::Segment(Segment::Hole(len)) => *len,
+            Self::Stored(stored) => stored.len,
+        }
+    }
+
+    /// Whether it covers nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len().is_zero()
+    }
+}
+
+/// Where bytes of a disk lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The file.
+    pub file: FileId,
+    /// Position in the file.
+    pub at: FileOffset,
+    /// Length in bytes.
+    pub len: ByteLen,
+}
+
 /// A run of a map answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapRun {
@@ -113,6 +162,8 @@ pub enum Answer {
     Done,
     /// A read with holes, in order, covering the extent.
     Segments(Vec<Segment>),
+    /// A fetch of which parts were not read, in order, covering the extent.
+    Fetched(Vec<Part>),
     /// A map, in order, from the extent's start.
     Map(Vec<MapRun>),
 }

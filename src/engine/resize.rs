@@ -150,6 +150,7 @@ impl Disk {
                     file: file.file(),
                     at,
                     into: Target::Owned(vec![0; len.get() as usize]),
+                    may_lend: false,
                 });
             }
             Ok(ResizeStep::Change { changes, sync }) => self.change_file(changes, sync),
@@ -182,7 +183,9 @@ impl Disk {
         match outcome {
             Outcome::Bytes(bytes) => self.step_resize(Some(bytes)),
             Outcome::Failed(error) => self.undo_resize(FaultKind::Io(error)),
-            Outcome::Done | Outcome::Extents(_) => self.undo_resize(FaultKind::Io(IoError::EIO)),
+            Outcome::Done | Outcome::Lent | Outcome::Extents(_) => {
+                self.undo_resize(FaultKind::Io(IoError::EIO))
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use slab::Slab;
 use super::edges::Edges;
 use super::effect::{Effect, EffectId};
 use super::layer::{MetaPage, Placed};
-use super::request::{Fault, MapRun, Request, RequestId, Segment};
+use super::request::{Fault, MapRun, Request, RequestId, Segment, Stored};
 use super::units::{ByteLen, FileOffset};
 
 /// Index of a task.
@@ -29,6 +29,8 @@ pub(super) struct Task {
     pub(super) fault: Option<Fault>,
     /// What a read found, once it found a hole.
     pub(super) segments: Option<Vec<Segment>>,
+    /// What the host lent instead of reading it.
+    pub(super) lent: Vec<Lendable>,
     /// What a map found.
     pub(super) runs: Vec<MapRun>,
     /// Ragged first and last sectors that must be completed from what is there now.
@@ -43,6 +45,13 @@ pub(super) struct Task {
     pub(super) settled: bool,
 }
 
+/// A part of a read that need not be read.
+pub(super) struct Lendable {
+    /// Bytes of the request before it.
+    pub(super) skip: ByteLen,
+    pub(super) stored: Stored,
+}
+
 /// What a task, or several, may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum WaitFor {
@@ -53,7 +62,7 @@ pub(super) enum WaitFor {
 
 /// Why an effect was issued, and so what its completion means.
 pub(super) enum Purpose {
-    Read { task: TaskKey, layer: u16 },
+    Read { task: TaskKey, layer: u16, lendable: Option<Lendable> },
     Data { task: TaskKey, placed: Placed, durable: bool },
     Edge { task: TaskKey, last: bool, at: usize, layer: u16 },
     Page { layer: u16, page: MetaPage },

@@ -9,6 +9,7 @@ use super::inlet::InletId;
 use super::memory::Memory;
 use super::zero::ZEROES;
 use crate::engine::effect::{EffectId, IoError, Outcome};
+use crate::engine::request::Stored;
 use crate::engine::units::{ByteLen, Span};
 
 /// Names a socket of the host until its [`Event::Closed`].
@@ -54,6 +55,19 @@ pub enum SendPiece {
     Span(Span),
     /// That many zero bytes; no memory is needed for them.
     Zeroes(ByteLen),
+    /// Bytes of an open file that its host lent ([`Outcome::Lent`]); they go out as they are then.
+    Stored(Stored),
+}
+
+impl SendPiece {
+    fn len(&self) -> ByteLen {
+        match self {
+            Self::Bytes(range) => ByteLen::new(range.len() as u64),
+            Self::Span(span) => span.bytes(),
+            Self::Zeroes(len) => *len,
+            Self::Stored(stored) => stored.len,
+        }
+    }
 }
 
 /// What one send carries, in order: headers of its own and lent memory between them.
@@ -101,6 +115,34 @@ impl SendList {
         }
     }
 
+    /// Appends bytes of a file of the same host, which must stay open until they are sent.
+    pub fn push_stored(&mut self, stored: Stored) {
+        if !stored.len.is_zero() {
+            self.total += stored.len;
+            self.pieces.push(SendPiece::Stored(stored));
+        }
+    }
+
+    /// Whether parts of it lie in files.
+    pub fn has_stored(&self) -> bool {
+        self.pieces.iter().any(|piece| matches!(piece, SendPiece::Stored(_)))
+    }
+
+    /// What is left of the piece that comes after `skip` bytes, if it lies in a file.
+    pub(super) fn stored_at(&self, skip: ByteLen) -> Option<Stored> {
+        let mut skip = skip;
+        for piece in &self.pieces {
+            let len = piece.len();
+            if skip >= len {
+                skip = skip - len;
+                continue;
+            }
+            let SendPiece::Stored(Stored { file, at, len }) = *piece else { return None };
+            return Some(Stored { file, at: at + skip, len: len - skip });
+        }
+        None
+    }
+
     /// All bytes of all pieces.
     pub const fn total(&self) -> ByteLen {
         self.total
@@ -128,7 +170,8 @@ impl SendList {
         self.total = ByteLen::ZERO;
     }
 
-    /// Shows the memory of what is left to send after `skip` bytes, at most `room` slices of it.
+    /// Shows the memory of what is left to send after `skip` bytes, at most `room` slices of it, up
+    /// to what lies in a file.
     pub(super) fn slices<'a>(
         &'a self,
         memory: &'a Memory,
@@ -142,11 +185,7 @@ impl SendList {
             if room == 0 {
                 return;
             }
-            let len = match piece {
-                SendPiece::Bytes(range) => range.len() as u64,
-                SendPiece::Span(span) => u64::from(span.len),
-                SendPiece::Zeroes(len) => len.get(),
-            };
+            let len = piece.len().get();
             if skip >= len {
                 skip -= len;
                 continue;
@@ -161,6 +200,7 @@ impl SendList {
                     1
                 }
                 SendPiece::Zeroes(_) => ZEROES.slices(ByteLen::new(len - skip), room, see),
+                SendPiece::Stored(_) => return,
             };
             skip = 0;
         }

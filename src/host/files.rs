@@ -103,6 +103,8 @@ pub(super) struct OpenFile {
     inline_reads: bool,
     /// Whether the page cache can be read without waiting for anything.
     lone_reads: AtomicBool,
+    /// Whether parts of it may be sent from the page cache, as far as is known.
+    lends: AtomicBool,
     /// The file system said no to fallocate once; asking again costs a call per effect.
     no_punch: AtomicBool,
     no_zero: AtomicBool,
@@ -135,6 +137,7 @@ impl OpenFile {
         let inline_writes = inline_reads || (cached && magic == PUNTING_MAGIC);
         let (no_punch, no_zero) = (AtomicBool::new(false), AtomicBool::new(false));
         let lone_reads = AtomicBool::new(!mode.direct);
+        let lends = AtomicBool::new(!mode.direct);
         Ok(Self {
             fd,
             cached: twin,
@@ -142,6 +145,7 @@ impl OpenFile {
             inline_writes,
             inline_reads,
             lone_reads,
+            lends,
             no_punch,
             no_zero,
         })
@@ -186,6 +190,16 @@ impl OpenFile {
     /// Its file system does not know reads that never wait.
     pub(super) fn cannot_tell(&self) {
         self.lone_reads.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether parts of it may be sent from the page cache.
+    pub(super) fn lends(&self) -> bool {
+        self.lends.load(Ordering::Relaxed)
+    }
+
+    /// It turned out that they may not.
+    pub(super) fn lends_no_more(&self) {
+        self.lends.store(false, Ordering::Relaxed);
     }
 
     /// Current size. A device is endless here: it cannot grow, and writing behind its end fails.

@@ -17,6 +17,7 @@ pub mod inherited;
 pub mod inlet;
 pub mod memory;
 mod read;
+mod residency;
 mod ring_setup;
 pub mod sim;
 mod slab;
@@ -108,6 +109,8 @@ pub struct Counters {
     pub inline_writes: u64,
     /// Reads that were alone, and found in the page cache without the ring.
     pub inline_reads: u64,
+    /// Reads that were not done, because their bytes can be sent as they are.
+    pub lent_reads: u64,
 }
 
 /// Socket buffer asked for, each way.
@@ -225,6 +228,9 @@ impl Host {
     pub fn start(&mut self, tag: u32, effect: Effect) {
         match self {
             Self::Uring(host) => {
+                if host.lend(tag, &effect) {
+                    return;
+                }
                 let (name, work) = task::split(tag, effect);
                 host.start(name, work);
             }

@@ -13,6 +13,7 @@ mod command;
 mod ending;
 mod enter;
 mod inlets;
+mod lending;
 mod lone;
 mod polls;
 pub(super) mod ring;
@@ -152,6 +153,8 @@ struct Socket {
     /// The flag that asks for a whole payload, if the socket understands it.
     whole: i32,
     takes: Takes,
+    /// Calls outside the ring return at once when it is full.
+    waits_not: bool,
 }
 
 /// How a socket took the last send.

@@ -7,6 +7,9 @@
 
 use nix::libc::{self, c_long};
 
+/// Which pages of a file are in memory (`cachestat`, the same number everywhere); not in libc yet.
+const CACHESTAT: c_long = 451;
+
 /// Calls allowed whatever their arguments; the kernel remembers these and runs no filter for them.
 pub(super) const PLAIN: &[&[c_long]] = &[
     MEMORY,
@@ -86,6 +89,7 @@ const TRANSFER: &[c_long] = &[
     libc::SYS_sendfile,
     libc::SYS_copy_file_range,
     libc::SYS_lseek,
+    CACHESTAT,
 ];
 
 /// Descriptors: closing, copying, flags, and the locks of images (`fcntl`).

@@ -40,6 +40,7 @@ fn changed(request: &Request) -> Option<Extent> {
         | Request::Zero { extent, .. }
         | Request::Discard { extent, .. } => Some(*extent),
         Request::Read { .. }
+        | Request::Fetch { .. }
         | Request::Map { .. }
         | Request::Flush
         | Request::Resize { .. }

@@ -30,7 +30,7 @@ pub(crate) fn read_disk(disk: &mut Disk, files: &[&[u8]]) -> Result<Vec<Tag>, St
 
 fn serve(disk: &mut Disk, files: &[&[u8]], memory: &mut [u8]) -> Result<(), String> {
     while let Some(effect) = disk.poll_effect() {
-        let Effect::Read { id, file, at, into } = effect else {
+        let Effect::Read { id, file, at, into, .. } = effect else {
             return Err(format!("reading caused {effect:?}"));
         };
         let start = at.get() as usize;
@@ -60,7 +60,9 @@ pub(crate) fn fill_holes(answer: &Answer, memory: &mut [u8]) -> Result<(), Strin
     let segments = match answer {
         Answer::Done => return Ok(()),
         Answer::Segments(segments) => segments,
-        Answer::Map(_) => return Err("a read was answered with a map".into()),
+        Answer::Fetched(_) | Answer::Map(_) => {
+            return Err(format!("a read was answered {answer:?}"));
+        }
     };
     let mut at = 0;
     let mut base = None;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use orlop::engine::Disk;
-use orlop::engine::request::{Answer, MapKind, Request, RequestId, Segment};
+use orlop::engine::request::{Answer, MapKind, Part, Request, RequestId, Segment};
 use orlop::engine::units::{ByteLen, DiskOffset, Extent, Span};
 use orlop::host::sim::rng::mix;
 
@@ -230,23 +230,25 @@ impl Life<'_> {
 
     /// The bytes a read brought, holes filled in.
     fn read_bytes(&mut self, span: Span, answer: &Answer) -> Result<Vec<u8>, String> {
-        let segments = match answer {
+        let parts: Vec<Part> = match answer {
             Answer::Done => return Ok(self.machine.bytes(span).to_vec()),
-            Answer::Segments(segments) => segments,
+            Answer::Segments(segments) => segments.iter().copied().map(Part::Segment).collect(),
+            Answer::Fetched(parts) => parts.clone(),
             Answer::Map(_) => return Err("a read was answered by a map".to_owned()),
         };
         let mut bytes = Vec::with_capacity(span.len as usize);
-        for segment in segments {
-            match segment {
-                Segment::Data(part) => {
+        for part in &parts {
+            match *part {
+                Part::Segment(Segment::Data(part)) => {
                     if part.start != span.start + bytes.len() as u32 {
-                        return Err(format!(
-                            "data of a read lies at the wrong place: {segments:?}"
-                        ));
+                        return Err(format!("data of a read lies at the wrong place: {parts:?}"));
                     }
-                    bytes.extend_from_slice(self.machine.bytes(*part));
+                    bytes.extend_from_slice(self.machine.bytes(part));
                 }
-                Segment::Hole(len) => bytes.resize(bytes.len() + len.get() as usize, 0),
+                Part::Segment(Segment::Hole(len)) => {
+                    bytes.resize(bytes.len() + len.get() as usize, 0);
+                }
+                Part::Stored(stored) => bytes.extend(self.machine.stored(stored)),
             }
         }
         if bytes.len() == span.len as usize {
@@ -332,7 +334,7 @@ impl Flight {
             AskKind::Write => Request::Write { extent, from: span, fua },
             AskKind::Zero { may_unmap } => Request::Zero { extent, may_unmap, fua },
             AskKind::Discard => Request::Discard { extent, fua },
-            AskKind::Read => Request::Read { extent, into: span },
+            AskKind::Read => Request::Fetch { extent, into: span },
             AskKind::Map { limit } => Request::Map { extent, limit: limit.into() },
             AskKind::Flush => Request::Flush,
         }

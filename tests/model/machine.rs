@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use orlop::engine::effect::{Effect, EffectId, FileId, IoError, Outcome, Piece, Source, Target};
+use orlop::engine::request::Stored;
 use orlop::engine::units::{RegionId, Span};
 use orlop::host::memory::{Arena, ArenaSize, Lease};
 use orlop::host::sim::host::holes_in;
@@ -35,6 +36,9 @@ pub(crate) trait Machine {
     /// The bytes behind a span.
     fn bytes(&mut self, span: Span) -> &mut [u8];
 
+    /// The bytes of a file where they lie now.
+    fn stored(&mut self, stored: Stored) -> Vec<u8>;
+
     /// Everything lent comes back.
     fn reclaim(&mut self);
 }
@@ -60,6 +64,7 @@ impl InMemory {
     fn carry_out(&mut self, effect: Effect) -> Outcome {
         let file = usize::from(effect.file().0);
         match effect {
+            Effect::Read { may_lend: true, .. } if self.order.below(2) == 0 => Outcome::Lent,
             Effect::Read { at, into, .. } => self.read(file, at.get() as usize, into),
             Effect::Write { at, from, .. } => {
                 let bytes = self.gather(from);
@@ -165,6 +170,10 @@ impl Machine for InMemory {
         &mut self.memory[span.start as usize..][..span.len as usize]
     }
 
+    fn stored(&mut self, Stored { file, at, len }: Stored) -> Vec<u8> {
+        self.files[usize::from(file.0)][at.get() as usize..][..len.get() as usize].to_vec()
+    }
+
     fn reclaim(&mut self) {
         self.memory.clear();
     }
@@ -256,6 +265,14 @@ impl Machine for OnHost {
 
     fn bytes(&mut self, span: Span) -> &mut [u8] {
         self.arena.bytes_mut(span)
+    }
+
+    fn stored(&mut self, Stored { file, at, len }: Stored) -> Vec<u8> {
+        let depth = self.files.iter().position(|known| *known == file).expect("a file of ours");
+        let file = File::open(self.folder.path().join(depth.to_string())).expect("it is there");
+        let mut bytes = vec![0; len.get() as usize];
+        file.read_exact_at(&mut bytes, at.get()).expect("what is lent lies in the file");
+        bytes
     }
 
     fn reclaim(&mut self) {

@@ -56,7 +56,7 @@ impl Model {
             let into = self.target(len, &mut awaited);
             let id = EffectId(self.awaited.len() as u32);
             self.awaited.push(Some(awaited));
-            self.host.start(7, Effect::Read { id, file: self.file, at, into });
+            self.host.start(7, Effect::Read { id, file: self.file, at, into, may_lend: false });
             return;
         }
         let erase = self.dice.one_in(4);
@@ -237,12 +237,12 @@ fn a_read_over_the_end_of_the_file_fails_and_a_ragged_write_there_does_not_round
             let file = host.add_file(file).unwrap();
             for (at, len) in [(0, 1001), (999, 2), (1000, 1), (0, 4096), (4096, 4096)] {
                 let (at, into) = (FileOffset::new(at), Target::Owned(vec![0; len]));
-                host.start(7, Effect::Read { id: EffectId(1), file, at, into });
+                host.start(7, Effect::Read { id: EffectId(1), file, at, into, may_lend: false });
                 let failed = Outcome::Failed(IoError::UNEXPECTED_EOF);
                 assert_eq!(outcome(&mut host), failed, "{way:?} {at} {len}");
             }
             let (at, into) = (FileOffset::new(990), Target::Owned(vec![0; 10]));
-            host.start(7, Effect::Read { id: EffectId(1), file, at, into });
+            host.start(7, Effect::Read { id: EffectId(1), file, at, into, may_lend: false });
             assert_eq!(outcome(&mut host), Outcome::Bytes(vec![9; 10]));
             let (at, from) = (FileOffset::new(1024), Source::Owned(vec![7; 512]));
             start(&mut host, 2, file, Work::Write { at, from, durable: true });
@@ -270,7 +270,7 @@ fn a_large_read_lands_in_one_lease() {
             for skip in [0u32, 1] {
                 let at = FileOffset::new(u64::from(skip));
                 let into = Target::Span(lease.part(0..(5 << 20) - skip));
-                host.start(7, Effect::Read { id: EffectId(1), file, at, into });
+                host.start(7, Effect::Read { id: EffectId(1), file, at, into, may_lend: false });
                 assert_eq!(outcome(&mut host), Outcome::Done);
                 let got = arena.bytes(lease.part(0..(5 << 20) - skip));
                 assert!(got == &bytes[skip as usize..]);
@@ -334,7 +334,7 @@ fn cached_reads_started_together_share_an_enter() {
         for (slot, lease) in leases.iter().enumerate() {
             let at = FileOffset::new((slot as u64 * 7 + round) % 256 * 4096);
             let (id, into) = (EffectId(slot as u32), Target::Span(lease.span()));
-            host.start(7, Effect::Read { id, file, at, into });
+            host.start(7, Effect::Read { id, file, at, into, may_lend: false });
         }
         while events.len() < 32 {
             host.wait(None, &mut events).unwrap();

@@ -1,6 +1,7 @@
 //! Both hosts against real files and sockets, and tasks against a file that is unkind on purpose.
 
 mod files;
+mod lending;
 mod sockets;
 mod tasks;
 

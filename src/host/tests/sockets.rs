@@ -300,7 +300,10 @@ fn a_lone_cached_read_and_its_answer_cost_two_calls() {
                 Event::Received { into: ReceiveInto::Buffer { bytes, .. }, .. } => {
                     let at = FileOffset::new(answered % 256 * 4096);
                     let into = Target::Span(lease.span());
-                    host.start(7, Effect::Read { id: EffectId(1), file, at, into });
+                    host.start(
+                        7,
+                        Effect::Read { id: EffectId(1), file, at, into, may_lend: false },
+                    );
                     host.receive(socket, ReceiveInto::Buffer { bytes, filled: 0 });
                 }
                 Event::Effect { outcome, .. } => {

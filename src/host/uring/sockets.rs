@@ -37,7 +37,9 @@ impl Uring {
         let (receiving, sending, message) = (None, None, None);
         let whole = whole_flag(&fd);
         let (closing, takes) = (false, Takes::AtOnce);
-        let socket = Socket { fd, slot, receiving, sending, closing, message, whole, takes };
+        let waits_not = false;
+        let socket =
+            Socket { fd, slot, receiving, sending, closing, message, whole, takes, waits_not };
         Ok(SocketId(self.sockets.insert(socket)))
     }
 
@@ -118,10 +120,18 @@ impl Uring {
         assert!(state.sending.is_none(), "two sends on {socket:?}");
         let message = state.message.take().unwrap_or_else(Message::new);
         let (sent, since, takes) = (ByteLen::ZERO, self.counters.enters, state.takes);
-        let total = list.total();
+        let (total, stored) = (list.total(), list.has_stored());
+        if stored && !std::mem::replace(&mut state.waits_not, true) {
+            // The ring's own sends and receives do not mind.
+            let _kept = rustix::io::ioctl_fionbio(&state.fd, true);
+        }
         let operation = Operation::Send { socket: socket.0, list, sent, message, since };
         let index = self.operations.insert(operation);
         state.sending = Some(index);
+        if stored {
+            self.send_stored(index);
+            return;
+        }
         let quiet = self.is_quiet(takes, total);
         if quiet {
             self.quiet.push(index);
@@ -199,6 +209,14 @@ impl Uring {
         let takes = if now <= *since + 1 { Takes::AtOnce } else { Takes::Later };
         *since = now;
         let id = SocketId(*socket);
+        if list.has_stored() {
+            // There is room, or the socket is being closed.
+            match result {
+                Err(error) if !is_passing(error) => self.send_is_over(index, Err(error)),
+                _ => self.send_stored(index),
+            }
+            return;
+        }
         let closing = self.sockets.of(id.0).is_none_or(|state| state.closing);
         let again = match result {
             Ok(now) => {
@@ -212,24 +230,32 @@ impl Uring {
             self.issue_send(index, false);
             return;
         }
-        let Some(Operation::Send { list, message, .. }) = self.operations.remove(index) else {
-            return;
-        };
-        if let Some(state) = self.sockets.of_mut(id.0) {
-            state.sending = None;
-            state.takes = takes;
-            state.message = Some(message);
-        }
-        if closing {
-            self.close_when_idle(id);
-            return;
-        }
         let result = match result {
             Ok(_) if complete => Ok(()),
             Ok(_) => Err(IoError::EIO),
             Err(error) => Err(error),
         };
-        self.ready.push(Event::Sent { socket: id, list, result });
+        if let Some(state) = self.sockets.of_mut(id.0) {
+            state.takes = takes;
+        }
+        self.send_is_over(index, result);
+    }
+
+    /// Gives a list back.
+    pub(super) fn send_is_over(&mut self, index: u32, result: Result<(), IoError>) {
+        let Some(Operation::Send { socket, list, message, .. }) = self.operations.remove(index)
+        else {
+            return;
+        };
+        let socket = SocketId(socket);
+        let Some(state) = self.sockets.of_mut(socket.0) else { return };
+        state.sending = None;
+        state.message = Some(message);
+        if state.closing {
+            self.close_when_idle(socket);
+            return;
+        }
+        self.ready.push(Event::Sent { socket, list, result });
     }
 }
 

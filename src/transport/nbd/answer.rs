@@ -1,5 +1,6 @@
 //! Answers of the disk as NBD replies.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use ::nbd::transmission::{Command, Request as NbdRequest};
@@ -7,7 +8,7 @@ use ::nbd::wire::{Errno, allocation, dirty};
 use ::nbd::{Bytes, ContextName, ContextSet, Echo, Offset, reply};
 
 use super::{InFlight, NbdClient};
-use crate::engine::request::{Answer, Fault, FaultKind, MapKind, MapRun, Segment};
+use crate::engine::request::{Answer, Fault, FaultKind, MapKind, MapRun, Part, Segment, Stored};
 use crate::engine::units::ByteLen;
 use crate::host::memory::Lease;
 use crate::shard::Context;
@@ -79,18 +80,20 @@ impl NbdClient {
     }
 
     fn push_read(&mut self, request: &NbdRequest, answer: &Answer, lease: &Lease) {
-        let Answer::Segments(segments) = answer else {
-            self.out.push_bytes(&self.style.before_data(request.echo(), lease.len()));
-            self.out.push_span(lease.span());
-            return;
+        let parts: Vec<Part> = match answer {
+            Answer::Segments(segments) => segments.iter().copied().map(Part::Segment).collect(),
+            Answer::Fetched(parts) => parts.clone(),
+            Answer::Done | Answer::Map(_) => {
+                self.out.push_bytes(&self.style.before_data(request.echo(), lease.len()));
+                self.out.push_span(lease.span());
+                return;
+            }
         };
-        let segments: Vec<reply::Segment> = segments
-            .iter()
-            .map(|segment| match segment {
-                Segment::Data(span) => reply::Segment::Data(Bytes(u64::from(span.len))),
-                Segment::Hole(len) => reply::Segment::Hole(Bytes(len.get())),
-            })
-            .collect();
+        let told = parts.iter().map(|part| match part {
+            Part::Segment(Segment::Hole(len)) => reply::Segment::Hole(Bytes(len.get())),
+            data => reply::Segment::Data(Bytes(data.len().get())),
+        });
+        let segments: Vec<reply::Segment> = told.collect();
         let (mut headers, mut pieces) = (Vec::new(), Vec::new());
         if let Err(error) = self.style.plan_read(request, &segments, &mut headers, &mut pieces) {
             tracing::error!(%error, "the engine's answer does not add up");
@@ -102,12 +105,31 @@ impl NbdClient {
             match piece.body {
                 reply::Body::None => {}
                 reply::Body::Data { skip, length } => {
-                    self.out.push_span(lease.part(skip..skip + length));
+                    self.push_data(&parts, lease, skip..skip + length);
                 }
                 reply::Body::Zeroes { length } => {
                     self.out.push_zeroes(ByteLen::new(u64::from(length)));
                 }
             }
+        }
+    }
+
+    /// Sends a part of a read's answer that is data, from memory or from where it lies.
+    fn push_data(&mut self, parts: &[Part], lease: &Lease, wanted: Range<u32>) {
+        let mut start = 0;
+        for part in parts {
+            let end = start + part.len().get() as u32;
+            let (from, to) = (wanted.start.max(start), wanted.end.min(end));
+            match part {
+                _ if from >= to => {}
+                Part::Stored(Stored { file, at, .. }) => self.out.push_stored(Stored {
+                    file: *file,
+                    at: *at + ByteLen::new(u64::from(from - start)),
+                    len: ByteLen::new(u64::from(to - from)),
+                }),
+                Part::Segment(_) => self.out.push_span(lease.part(from..to)),
+            }
+            start = end;
         }
     }
 

@@ -23,6 +23,8 @@ const DIRECT_BYTES: u32 = 32 << 10;
 /// As much of a payload is received at once, so that a slow peer can be told from a dead one: a
 /// receive is over only when all of it is there.
 const DIRECT_MAX_BYTES: u32 = 2 << 20;
+/// A read of at least this may be answered from the page cache.
+const FETCHED_MIN: ByteLen = ByteLen::new(64 << 10);
 /// Runs asked for in one block status.
 const MAX_RUNS: u32 = 8192;
 /// What the answer to one block status may take: three contexts, 16 bytes a run.
@@ -349,6 +351,10 @@ fn moved_bytes(request: &NbdRequest) -> u64 {
 fn asked_of_disk(command: Command, extent: Extent, lease: Option<&Lease>) -> Request {
     let span = || lease.expect("whatever moves bytes was granted memory").span();
     match command {
+        // Small ones are quicker copied.
+        Command::Read { .. } if extent.len >= FETCHED_MIN => {
+            Request::Fetch { extent, into: span() }
+        }
         Command::Read { .. } => Request::Read { extent, into: span() },
         Command::Cache => Request::Read { extent: extent.first(span().bytes()), into: span() },
         Command::Write { fua } => Request::Write { extent, from: span(), fua },

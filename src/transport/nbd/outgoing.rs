@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use crate::engine::request::Stored;
 use crate::engine::units::{ByteLen, Span};
 use crate::host::SendList;
 use crate::host::memory::Lease;
@@ -73,6 +74,19 @@ impl Outgoing {
             self.make_room();
             let len = (span.bytes() - skip).min(BATCH_BYTES);
             self.filling.list.push_span(span.part(skip, len));
+            skip += len;
+        }
+    }
+
+    pub(super) fn push_stored(&mut self, stored: Stored) {
+        if self.muted {
+            return;
+        }
+        let mut skip = ByteLen::ZERO;
+        while skip < stored.len {
+            self.make_room();
+            let len = (stored.len - skip).min(BATCH_BYTES);
+            self.filling.list.push_stored(Stored { file: stored.file, at: stored.at + skip, len });
             skip += len;
         }
     }

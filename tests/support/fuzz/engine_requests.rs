@@ -5,14 +5,14 @@
 
 use orlop::engine::effect::{Effect, FileId, IoError};
 use orlop::engine::layer::Leaf;
-use orlop::engine::request::{Answer, Reply, Request, RequestId, Segment};
+use orlop::engine::request::{Answer, Part, Reply, Request, RequestId, Segment};
 use orlop::engine::units::{ByteLen, DiskOffset, Extent, RegionId, Span};
 use orlop::engine::{Disk, FrozenLayer};
 use orlop::format::Flat;
 use orlop::format::vhd::{Backing, VhdLeaf};
 use vhd::{CreateOptions, NewLayout, NewParent, Piece};
 
-use super::ram::{Fate, Ram};
+use super::ram::{Fate, Ram, usize_of};
 use super::vhd_open::{check, open, repair};
 
 /// Bytes of the disk: some blocks and a ragged rest of whole sectors.
@@ -162,6 +162,7 @@ impl Life {
         let span = Span { region: RegionId(0), start, len: extent.len.get() as u32 };
         let fua = what & 8 != 0;
         let request = match what % 8 {
+            0 | 1 if what & 32 != 0 => Request::Fetch { extent, into: span },
             0 | 1 => Request::Read { extent, into: span },
             2..=4 => Request::Write { extent, from: span, fua },
             5 => Request::Zero { extent, may_unmap: what & 16 != 0, fua },
@@ -176,7 +177,8 @@ impl Life {
         if matches!(request, Request::Write { .. }) {
             self.next_value = self.next_value.wrapping_add(1).max(1);
         }
-        let value = if matches!(request, Request::Read { .. }) { 0xEE } else { self.next_value };
+        let reads = matches!(request, Request::Read { .. } | Request::Fetch { .. });
+        let value = if reads { 0xEE } else { self.next_value };
         self.ram.span(span).fill(value);
         self.slots[slot] = Some(request);
         self.tell(|| format!("ask {slot}: {request:?}"));
@@ -206,7 +208,9 @@ impl Life {
             }
         };
         match (request, answer) {
-            (Request::Read { extent, into }, answer) => self.compare(extent, into, answer),
+            (Request::Read { extent, into } | Request::Fetch { extent, into }, answer) => {
+                self.compare(extent, into, answer)
+            }
             (Request::Write { extent, from, .. }, Answer::Done) => {
                 let bytes = self.ram.span(from).to_vec();
                 for (known, byte) in self.model[range_of(extent)].iter_mut().zip(bytes) {
@@ -232,20 +236,21 @@ impl Life {
 
     fn compare(&mut self, extent: Extent, into: Span, answer: Answer) {
         let mut got = Vec::new();
-        match answer {
-            Answer::Done => got.extend_from_slice(self.ram.span(into)),
-            Answer::Segments(segments) => {
-                for segment in segments {
-                    match segment {
-                        Segment::Data(span) => {
-                            assert_eq!(span.start, into.start + got.len() as u32, "{span:?}");
-                            got.extend_from_slice(self.ram.span(span));
-                        }
-                        Segment::Hole(len) => got.resize(got.len() + len.get() as usize, 0),
-                    }
-                }
-            }
+        let parts = match answer {
+            Answer::Done => vec![Part::Segment(Segment::Data(into))],
+            Answer::Segments(segments) => segments.into_iter().map(Part::Segment).collect(),
+            Answer::Fetched(parts) => parts,
             Answer::Map(_) => unreachable!("a read was answered with a map"),
+        };
+        for part in parts {
+            match part {
+                Part::Segment(Segment::Data(span)) => {
+                    assert_eq!(span.start, into.start + got.len() as u32, "{span:?}");
+                    got.extend_from_slice(self.ram.span(span));
+                }
+                Part::Segment(Segment::Hole(len)) => got.resize(got.len() + usize_of(len), 0),
+                Part::Stored(stored) => got.extend(self.ram.stored(stored)),
+            }
         }
         assert_eq!(got.len() as u64, extent.len.get(), "length of {extent:?}");
         let wanted = &self.model[range_of(extent)];
@@ -338,7 +343,9 @@ fn changes(request: &Request) -> Option<std::ops::Range<usize>> {
 
 fn touches(request: &Request) -> Option<std::ops::Range<usize>> {
     match request {
-        Request::Read { extent, .. } | Request::Map { extent, .. } => Some(range_of(*extent)),
+        Request::Read { extent, .. }
+        | Request::Fetch { extent, .. }
+        | Request::Map { extent, .. } => Some(range_of(*extent)),
         other => changes(other),
     }
 }
