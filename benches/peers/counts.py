@@ -6,6 +6,7 @@ import random
 import subprocess
 
 FLUSH_EVERY = 32
+FLUSHES = 25
 BLOCK = 2 << 20
 # One piece of 64 KiB goes into each of so many blocks, or fewer where the disk has fewer.
 TOUCHED = 40
@@ -62,7 +63,7 @@ class Counts:
         try:
             syncs, told = self.traced(
                 running, ["-e", "trace=fdatasync,fsync,sync_file_range,syncfs,msync"],
-                ["--rw", "randwrite", "--bs", "4K", "--qd", 32, "--ops", 100 * FLUSH_EVERY,
+                ["--rw", "randwrite", "--bs", "4K", "--qd", 32, "--ops", FLUSHES * FLUSH_EVERY,
                  "--size", self.window, "--flush-every", FLUSH_EVERY, "--yes", "--seed", 1])
         finally:
             running.stop()

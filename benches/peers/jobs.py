@@ -36,6 +36,9 @@ class Job:
         self.counted, self.on_disk, self.plots = tuple(counted), on_disk, plots
         self.columns, self.note = columns or (COLUMNS if x is None else CURVE), note
 
+    def writes(self):
+        return "write" in self.rw
+
     def entry(self):
         """What the report has of it before anything is measured."""
         return {"key": self.key, "title": self.title, "check": self.check, "x": self.x,

@@ -19,8 +19,9 @@ LOAD = (
     "Load: `orlop bench URI --rw KIND --bs SIZE --qd N --jobs N --time S --size {mib}M --seed "
     "ROUND --json`, one connection of simple replies unless a job says otherwise; the bare file by "
     "`fio --ioengine=io_uring --direct=1 --norandommap --randrepeat=0`. Nothing is flushed but "
-    "where a job says so, and then by NBD's FLUSH, which no server is told to ignore. System calls, syncs "
-    "and file sizes are counted once, by strace and stat, and not while anything is timed.")
+    "where a job says so, and then by NBD's FLUSH, which no server is told to ignore; what was "
+    "written goes to the device before the next is timed. System calls, syncs and file sizes are "
+    "counted once, by strace and stat, and not while anything is timed.")
 
 
 def say(words):
@@ -131,8 +132,16 @@ class Peers:
         image = self.images_of(job).get(case.image)
         if case.renew:
             self.images_of(job).renew(image)
-        if case.server == "fio":
-            return self.loader.fio(image, job, self.options.seconds, self.window)
+        try:
+            if case.server == "fio":
+                return self.loader.fio(image, job, self.options.seconds, self.window)
+            return self.load_server(job, case, image, number)
+        finally:
+            if job.writes():
+                # The next one does not pay for what this one left to the kernel.
+                subprocess.run(["sync", "--data", image.path], check=True)
+
+    def load_server(self, job, case, image, number):
         running = self.loader.start(self.servers[case.server], image)
         try:
             if not case.renew and not case.whole and not job.on_disk:
