@@ -17,12 +17,15 @@ import json
 import os
 import random
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "peers"))
+
+from machine import end_well  # noqa: E402
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 JOBS = {
@@ -428,8 +431,7 @@ def main():
     parser.add_argument("--rings", action="store_true",
                         help="let the kernel offer rings for the while (enable_uring=Y)")
     options = parser.parse_args()
-    for word in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(word, lambda *_: sys.exit(1))
+    end_well()
     with rings(options.rings) as with_rings:
         bench = Bench(options)
         try:

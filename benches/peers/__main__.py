@@ -13,13 +13,13 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from jobs import SUITES, short  # noqa: E402
+from machine import end_well  # noqa: E402
 from metadata import metadata  # noqa: E402
 from page import page  # noqa: E402
 from race import Peers, say  # noqa: E402
@@ -131,9 +131,7 @@ def main():
         say("LEFT OUT: the suite of mounts, which needs root")
         mounts = False
     say(f"{len(jobs)} jobs; about {estimate(jobs, options, mounts):.0f} minutes on an idle machine")
-    # Whoever ends this ends the servers too.
-    for word in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(word, lambda *_: sys.exit(1))
+    end_well()
     peers = Peers(options)
     try:
         report = measure(peers, jobs, mounts)

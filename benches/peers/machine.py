@@ -3,7 +3,9 @@
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 
 # What keeps files in memory: O_DIRECT there is a copy between two places of it.
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -16,8 +18,9 @@ def file_system(path):
     for words in (["findmnt", "-n", "-o", "FSTYPE", "-T"], ["stat", "-f", "-c", "%T"]):
         if shutil.which(words[0]):
             done = subprocess.run([*words, path], capture_output=True, text=True)
+            # Of mounts over each other the last is the one that is seen.
             if done.stdout.strip():
-                return done.stdout.strip()
+                return done.stdout.split()[-1]
     return "unknown"
 
 
@@ -38,6 +41,19 @@ def not_on_a_device(path):
         return (f"not judged: the images lie in {kind}, which keeps files in memory and takes "
                 "O_DIRECT without a device; name a directory on a disk with --disk-dir")
     return None
+
+
+def end_well():
+    """Whoever ends this program ends what it started, once."""
+    words = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def end(_word, _frame):
+        for word in words:
+            signal.signal(word, signal.SIG_IGN)
+        sys.exit(1)
+
+    for word in words:
+        signal.signal(word, end)
 
 
 def first_line(path, start):

@@ -50,8 +50,10 @@ def entries(group, told, ends):
         rw, bs, qd = mounts.JOBS[job]
         cases = [{"label": name, "rounds": told[job].get(name, []), "counts": {}}
                  for name, _ in group.contestants]
+        # Of the FUSE issue's list, which the seventh check here repeats.
+        check = "7 (FUSE 6)" if group.key == "vhd" else "7 (FUSE 5)"
         yield {"key": f"mount-{group.key}-{job.replace(' ', '-')}", "title": title(group, job),
-               "check": "7", "x": None, "cases": cases, "columns": COLUMNS, "plots": PLOTS,
+               "check": check, "x": None, "cases": cases, "columns": COLUMNS, "plots": PLOTS,
                "floors": [floor.entry() for floor in floors(group, job, ends)],
                "load": [rw, bs, qd, 1]}
 
