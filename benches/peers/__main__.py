@@ -26,9 +26,10 @@ from race import Peers, say  # noqa: E402
 from report import markdown  # noqa: E402
 
 SUITES = {**SUITES, "metadata": metadata}
-# Seconds that a run takes beside what it measures, that a server takes to be verified with all its
-# images, and that it takes to make those and bring a mount up, on an idle machine of two cores.
-BESIDE_S, VERIFIED_S, IMAGES_S, MOUNTED_S = 0.4, 0.6, 45, 1.5
+# Seconds on a quiet machine of two cores: a run takes them beside what it measures, and more if what
+# it wrote goes to the device; a case to be verified and counted; all images to be made; and a mount
+# to come up.
+BESIDE_S, WRITTEN_S, VERIFIED_S, IMAGES_S, MOUNTED_S = 0.3, 0.7, 1.0, 75, 1.0
 
 
 # Programs, and the Debian packages they come from.
@@ -56,7 +57,8 @@ def estimate(jobs, options, mounts):
     for job in jobs:
         rounds = options.rounds if job.x is None else min(options.rounds, options.growth_rounds)
         each = options.seconds / (1 if job.x is None else 2) * (0 if job.key == "idle" else 1)
-        seconds += len(job.cases) * (rounds * (each + BESIDE_S) + VERIFIED_S)
+        each += BESIDE_S + (WRITTEN_S if job.writes() else 0)
+        seconds += len(job.cases) * (rounds * each + (VERIFIED_S if job.x is None else 0))
     if mounts:
         from mounted import rings_to_be, runs
         timed, up = runs(rings_to_be(options))
