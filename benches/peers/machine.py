@@ -10,6 +10,7 @@ import sys
 # What keeps files in memory: O_DIRECT there is a copy between two places of it.
 IN_MEMORY = ("tmpfs", "ramfs")
 TOOLS = {"fio": ["fio", "--version"], "qemu-img": ["qemu-img", "--version"],
+         "nbdfuse": ["nbdfuse", "--version"], "vhdimount": ["vhdimount", "-V"],
          "nbdcopy": ["nbdcopy", "--version"], "strace": ["strace", "--version"]}
 
 
