@@ -44,7 +44,7 @@ class Counts:
     def system_calls(self, server, image, job):
         """System calls of the server for each request: what more requests ask for in addition, as
         the connection has its own."""
-        few, more = (1000, 5000) if job.bs == "4K" else (100, 500)
+        few, more = (500, 2500) if job.bs == "4K" else (50, 250)
         running = self.loader.start(server, image)
         try:
             calls = [self.traced(running, [], [
