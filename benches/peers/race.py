@@ -34,14 +34,11 @@ class Peers:
         self.options = options
         self.began, self.load_before = datetime.datetime.now(), machine.load_average()
         self.folder = tempfile.mkdtemp(prefix="orlop-peers-", dir=options.dir)
-        self.disk_folder = tempfile.mkdtemp(prefix="orlop-peers-",
-                                            dir=machine.disk_folder(options.disk_dir))
         self.servers = all_servers(options.orlop)
         self.loader = Loader(options.orlop, self.folder)
-        self.images, self.disk_images = (
-            Images(folder, options.mib, options.orlop, self.write_some)
-            for folder in (self.folder, self.disk_folder))
+        self.images = Images(self.folder, options.mib, options.orlop, self.write_some)
         self.images.copy_out = self.copy_out
+        self.disk_images = None
         self.window = options.mib << 20
         self.counts = Counts(self.loader, self.window)
         self.failures, self.trusted = [], {}
@@ -51,8 +48,9 @@ class Peers:
                 del self.servers[name]
 
     def stop(self):
-        for folder in (self.folder, self.disk_folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.disk_images:
+            shutil.rmtree(self.disk_images.folder, ignore_errors=True)
 
     def write_some(self, image, what, seed):
         """`what`: so many random pieces of 64 KiB; 0: the usual window; a list: blocks in turn."""
@@ -79,7 +77,14 @@ class Peers:
             running.stop()
 
     def images_of(self, job):
-        return self.disk_images if job.on_disk else self.images
+        if not job.on_disk:
+            return self.images
+        if not self.disk_images:
+            folder = tempfile.mkdtemp(prefix="orlop-peers-",
+                                      dir=machine.disk_folder(self.options.disk_dir))
+            self.disk_images = Images(folder, self.options.mib, self.options.orlop,
+                                      self.write_some)
+        return self.disk_images
 
     def trust(self, job, case):
         """Whether the server returns what it is given, and reads this image as it should."""
@@ -158,7 +163,7 @@ class Peers:
         say(f"verifying for: {job.title}" + ("" if job.x is None else f", {job.x}"))
         entry, runs = job.entry(), []
         if job.on_disk:
-            entry["not_judged"] = machine.not_on_a_device(self.disk_folder)
+            entry["not_judged"] = machine.not_on_a_device(self.images_of(job).folder)
         for case in job.cases:
             if case.server != "fio" and case.server not in self.servers:
                 continue
@@ -198,7 +203,8 @@ class Peers:
                   "rounds": options.rounds, "growth_rounds": options.growth_rounds,
                   "seconds": options.seconds, "seed": options.seed, "mib": options.mib,
                   "file_system": machine.file_system(self.folder),
-                  "disk_file_system": machine.file_system(self.disk_folder), "servers": servers,
+                  "disk_file_system": self.disk_images and machine.file_system(
+                      self.disk_images.folder), "servers": servers,
                   "failures": self.failures, "jobs": told}
         summary(report)
         return report

@@ -115,8 +115,9 @@ def setting(report):
     lines = [f"{report['date']}, {report['minutes']} minutes: {report['rounds']} interleaved "
              f"rounds of {report['seconds']} s ({report['growth_rounds']} of half of that for "
              f"curves), seed {report['seed']}; disks of {report['mib']} MiB in "
-             f"{report['file_system']}, those for O_DIRECT in {report['disk_file_system']}; on "
-             "unix sockets.",
+             f"{report['file_system']}"
+             + (f", those for O_DIRECT in {report['disk_file_system']}"
+                if report["disk_file_system"] else "") + "; on unix sockets.",
              f"{told_machine(report['machine'])}. Load average of one and five minutes: "
              f"{load['start']} at the start, {load['end']} at the end."]
     if load["start"][0] > shared:
