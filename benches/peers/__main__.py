@@ -26,9 +26,9 @@ from race import Peers, say  # noqa: E402
 from report import markdown  # noqa: E402
 
 SUITES = {**SUITES, "metadata": metadata}
-# Seconds on a quiet machine of two cores: a run takes them beside what it measures, and more if what
-# it wrote goes to the device; a case to be verified and counted; all images to be made; and a mount
-# to come up.
+# Seconds on a quiet machine of two cores: a run takes them beside what it measures, and more if
+# what it wrote goes to the device; a case to be verified and counted; all images to be made; and a
+# mount to come up.
 BESIDE_S, WRITTEN_S, VERIFIED_S, IMAGES_S, MOUNTED_S = 0.3, 0.7, 1.0, 75, 1.0
 
 
