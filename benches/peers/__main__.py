@@ -27,9 +27,9 @@ from report import markdown  # noqa: E402
 
 SUITES = {**SUITES, "metadata": metadata}
 # Seconds on a quiet machine of two cores: a run takes them beside what it measures, and more if
-# what it wrote goes to the device; a case to be verified and counted; all images to be made; and a
+# what it wrote goes to the device; a case to be verified and counted; an image to be made; and a
 # mount to come up.
-BESIDE_S, WRITTEN_S, VERIFIED_S, IMAGES_S, MOUNTED_S = 0.3, 0.7, 1.0, 75, 1.0
+BESIDE_S, WRITTEN_S, VERIFIED_S, IMAGE_S, MOUNTED_S = 0.3, 0.7, 1.0, 1.5, 1.0
 
 
 # Programs, and the Debian packages they come from.
@@ -53,7 +53,7 @@ def install():
 
 def estimate(jobs, options, mounts):
     """Minutes that a run takes on an idle machine."""
-    seconds = IMAGES_S
+    seconds = IMAGE_S * len({case.image for job in jobs for case in job.cases})
     for job in jobs:
         rounds = options.rounds if job.x is None else min(options.rounds, options.growth_rounds)
         each = options.seconds / (1 if job.x is None else 2) * (0 if job.key == "idle" else 1)

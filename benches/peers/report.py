@@ -7,7 +7,7 @@ from machine import told as told_machine
 
 # The best of a case's rounds over its worst from which on its figures are called noisy.
 NOISY = 1.5
-# A point of a curve that is so much of the one before is a cliff.
+# A point of a curve that is less than so much of the one before is a cliff.
 CLIFF = 0.5
 # Of fewer rounds there is no interval to judge by.
 FEWEST = 3
@@ -72,16 +72,16 @@ def verdict(floor, by_label):
 
 
 def cliffs(report):
-    """Where a curve of ours falls to a fraction from one point to the next."""
+    """Where a curve of ours falls to a fraction from one point to the next, intervals and all."""
     for jobs in curves_of(report).values():
         lines = {}
         for job in jobs:
             for case in job["cases"]:
-                if case.get("medians") and not is_peer(case["label"]):
+                if len(case["rounds"]) >= FEWEST and not is_peer(case["label"]):
                     lines.setdefault(case["label"], []).append((job["x"], case["medians"]["iops"]))
         for label, line in lines.items():
             for (before, high), (after, low) in zip(line, line[1:]):
-                if low[0] < CLIFF * high[0]:
+                if low[2] < CLIFF * high[1]:
                     yield (f"{jobs[0]['title']}: {label} falls to {low[0] / high[0]:.2f} from "
                            f"{before} to {after}")
 
@@ -171,8 +171,11 @@ def floors_of(report):
 
 def growth(report):
     """The curves, as check 8 asks: whether one falls off."""
-    if not curves_of(report):
+    grown = curves_of(report)
+    if not grown:
         return []
+    if min(report["rounds"], report["growth_rounds"]) < FEWEST:
+        return [f"Check 8: not judged, in fewer than {FEWEST} rounds."]
     return [f"Check 8, cliff: {cliff}" for cliff in report["cliffs"]] or [
         f"Check 8: no curve of ours falls below {CLIFF} of the point before."]
 
