@@ -48,7 +48,7 @@ fuzz TARGET SECONDS="60":
 fuzz-smoke SECONDS="60":
     ORLOP_FUZZ_SECONDS={{SECONDS}} cargo test --release --test fuzz_replay -- --nocapture
 
-# Compare with other NBD servers, which are installed, data verified first; options as in benches/peers
+# Compare with other NBD servers and mounts, which are installed, in 25 minutes; docs/benchmarks/README.md
 bench-peers *ARGS:
     cargo build --release
     python3 -B benches/peers --orlop target/release/orlop --install --calls {{ARGS}}

@@ -5,11 +5,13 @@ Every contestant has its own copy of the same disk; all are up at once. The byte
 verified before anything is timed; one that fails is listed as failing and not timed. Rounds are
 interleaved in shuffled order. Told are medians over the rounds, the median of the ratios within a
 round, and the CPU time an operation costs in the server and in fio together (kernel threads, such
-as a loop device's, are in nobody's account). Needs root, fio, and the peers that are to be seen;
-for requests through rings, the fuse module's parameter enable_uring=Y.
+as a loop device's, are in nobody's account). Needs root, fio, and the peers that are to be seen.
+Where the fuse module's parameter enable_uring is Y, requests through rings are measured beside
+those through /dev/fuse; --rings makes it so for the while. benches/peers reports the same.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +23,10 @@ import sys
 import tempfile
 import time
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "peers"))
+
+from machine import end_well  # noqa: E402
+
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 JOBS = {
     "4k randread qd1": ("randread", "4k", 1),
@@ -29,6 +35,7 @@ JOBS = {
     "1M read qd4": ("read", "1M", 4),
     "1M write qd4": ("write", "1M", 4),
 }
+RINGS = "/sys/module/fuse/parameters/enable_uring"
 
 
 def run(*words):
@@ -48,6 +55,33 @@ def wait_for(what, so, process=None):
     raise RuntimeError(f"{what} does not come")
 
 
+def offers_rings():
+    try:
+        with open(RINGS) as parameter:
+            return parameter.read().strip() == "Y"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def rings(switch):
+    """Whether the kernel offers requests through rings. If it could but does not, `switch` lets it
+    for the while: what ends this program ends that, unless it cannot be caught."""
+    if offers_rings() or not switch or not os.path.exists(RINGS):
+        yield offers_rings()
+        return
+    set_rings("Y")
+    try:
+        yield True
+    finally:
+        set_rings("N")
+
+
+def set_rings(word):
+    with open(RINGS, "w") as parameter:
+        parameter.write(word)
+
+
 class Contestant:
     """A disk that fio can use, and the processes that serve it."""
 
@@ -55,14 +89,20 @@ class Contestant:
         self.bench, self.name = bench, name
         self.folder = os.path.join(bench.folder, name.replace(" ", "-").replace("/", "-"))
         os.mkdir(self.folder)
-        self.processes, self.undo = [], []
+        self.processes, self.undo, self.commands = [], [], []
         self.target, self.failure = None, None
 
     def start(self, *words):
+        self.tell(words)
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE)
         self.processes.append(process)
         return process
+
+    def tell(self, words):
+        """Keeps a command line for the report, without this machine's paths."""
+        line = " ".join(words).replace(self.bench.orlop, "orlop")
+        self.commands.append(line.replace(self.folder + "/", ""))
 
     def image(self, source):
         copy = os.path.join(self.folder, "image" + os.path.splitext(source)[1])
@@ -76,7 +116,9 @@ class Contestant:
         return place
 
     def loop(self, file):
-        device = run("losetup", "--find", "--show", "--direct-io=on", file).strip()
+        words = ["losetup", "--find", "--show", "--direct-io=on", file]
+        device = run(*words).strip()
+        self.tell(words)
         self.undo.append(lambda: run("losetup", "-d", device))
         return device
 
@@ -86,7 +128,28 @@ class Contestant:
                              *options)
         disk = os.path.join(place, "disk")
         wait_for(self.name, lambda: os.path.exists(disk), process)
+        wanted = None
+        if "--transport" in options:
+            wanted = options[options.index("--transport") + 1]
+        if "--passthrough" in options:
+            wanted = "passthrough"
+        if wanted:
+            self.check_transport(os.path.join(place, "info.json"), wanted)
         return disk
+
+    def check_transport(self, info, wanted):
+        """It may fall back to another way, which is not what is to be measured."""
+        told = {}
+
+        def known():
+            with open(info) as file:
+                told.update(json.load(file))
+            return told["transport"]
+
+        wait_for(f"the transport of {self.name}", known)
+        if told["transport"] != wanted:
+            raise RuntimeError(f"requests come by {told['transport']}, not {wanted}: "
+                               f"{told['transport_because']}")
 
     def cpu_s(self):
         total = 0
@@ -120,7 +183,8 @@ class Bench:
     def __init__(self, options):
         self.options, self.orlop = options, options.orlop
         self.folder = tempfile.mkdtemp(prefix="orlop-mounts-", dir=options.dir)
-        self.contestants, self.rows = [], {}
+        self.contestants, self.failures = [], []
+        self.dice = random.Random(getattr(options, "seed", 1))
         self.raw = os.path.join(self.folder, "disk.raw")
         self.vhd = os.path.join(self.folder, "disk.vhd")
 
@@ -151,17 +215,28 @@ class Bench:
         self.contestants.append(contestant)
         try:
             contestant.target = make(contestant)
-            if not contestant.target.startswith("nbd") and self.digest(contestant.target) != self.sum:
+            if self.content(contestant.target) != self.sum:
                 contestant.failure = "reads other bytes than were written"
         except (RuntimeError, OSError) as error:
             contestant.failure = str(error)
         if contestant.failure:
-            print(f"{name}: {contestant.failure}", file=sys.stderr)
+            self.failures.append(f"{name}: {contestant.failure}")
+            print(self.failures[-1], file=sys.stderr)
+
+    def content(self, target):
+        if not target.startswith("nbd"):
+            return self.digest(target)
+        copy = os.path.join(self.folder, "content")
+        run("nbdcopy", target, copy)
+        try:
+            return self.digest(copy)
+        finally:
+            os.unlink(copy)
 
     def fio(self, contestant, job):
         rw, block, depth = JOBS[job]
         words = ["fio", "--name=x", f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}",
-                 f"--size={self.options.size}M", f"--runtime={self.options.seconds}",
+                 f"--size={self.options.size}M", f"--runtime={round(self.options.seconds * 1e3)}ms",
                  "--time_based", "--output-format=json", "--norandommap", "--randrepeat=0",
                  "--allow_file_create=0"]
         if contestant.target.startswith("nbd"):
@@ -178,56 +253,46 @@ class Bench:
         client -= start.children_user + start.children_system
         side = told["write" if "write" in rw else "read"]
         count = max(1, side["total_ios"])
+        spot = side["clat_ns"].get("percentile", {})
         return {"iops": side["iops"], "mib_s": side["bw_bytes"] / (1 << 20),
+                "p50_us": spot.get("50.000000", 0) / 1e3, "p99_us": spot.get("99.000000", 0) / 1e3,
                 "server_us": server / count * 1e6, "cpu_us": (server + client) / count * 1e6}
 
-    def race(self, jobs, names):
-        field = [c for c in self.contestants if c.name in names and not c.failure]
-        for job in jobs:
-            rounds = {contestant.name: [] for contestant in field}
-            for _ in range(self.options.rounds):
-                random.shuffle(field)
-                for contestant in field:
-                    try:
-                        rounds[contestant.name].append(self.fio(contestant, job))
-                    except RuntimeError as error:
-                        print(f"{contestant.name}, {job}: {error}", file=sys.stderr)
-            self.rows.setdefault(job, {}).update(rounds)
+    def race(self, jobs):
+        """What was measured: by job and name, one entry for each round that went well."""
+        field = [contestant for contestant in self.contestants if not contestant.failure]
+        told = {job: {contestant.name: [] for contestant in field} for job in jobs}
+        for number in range(1, self.options.rounds + 1):
+            runs = [(job, contestant) for job in jobs for contestant in field]
+            self.dice.shuffle(runs)
+            for job, contestant in runs:
+                try:
+                    figures = dict(self.fio(contestant, job), round=number)
+                    told[job][contestant.name].append(figures)
+                except RuntimeError as error:
+                    self.failures.append(f"{contestant.name}, {job}, round {number}: {error}")
+                    print(self.failures[-1], file=sys.stderr)
+        return told
 
-    def report(self, base, jobs, names):
-        print(f"\n| {'job':<18} | {'contestant':<24} | {'iops':>9} | {'MiB/s':>7} "
-              f"| {'x ' + base:>12} | {'CPU us/op':>9} | {'server':>7} |")
-        print("|---|---|---|---|---|---|---|")
-        for job in jobs:
-            for name in names:
-                rounds = self.rows.get(job, {}).get(name)
-                if not rounds:
-                    print(f"| {job:<18} | {name:<24} | fails |  |  |  |  |")
-                    continue
-                middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-                bases = self.rows[job].get(base) or rounds
-                ratio = statistics.median(a["iops"] / b["iops"] for a, b in zip(rounds, bases))
-                print(f"| {job:<18} | {name:<24} | {middle['iops']:>9.0f} "
-                      f"| {middle['mib_s']:>7.0f} | {ratio:>12.2f} | {middle['cpu_us']:>9.1f} "
-                      f"| {middle['server_us']:>7.1f} |", flush=True)
-
-    def finish(self, base, *usual):
-        """Times those added since the last time, tells, and lets them go."""
-        names = [contestant.name for contestant in self.contestants]
-        jobs = self.options.job or usual or list(JOBS)
-        self.race(jobs, names)
-        self.report(base, jobs, names)
-        self.stop_contestants()
-        self.contestants, self.rows = [], {}
+    def run(self, group):
+        """Brings a group's contestants up, times them and lets them go."""
+        try:
+            for name, make in group.contestants:
+                self.add(name, make)
+            told = self.race(group.jobs)
+            group.commands = {c.name: c.commands for c in self.contestants}
+            return told
+        finally:
+            self.stop_contestants()
 
     def stop_contestants(self):
         for contestant in self.contestants:
             contestant.stop()
             shutil.rmtree(contestant.folder, ignore_errors=True)
+        self.contestants = []
 
     def stop(self):
-        for contestant in self.contestants:
-            contestant.stop()
+        self.stop_contestants()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -295,6 +360,64 @@ def nbd(contestant):
     return f"nbd+unix:///?socket={socket}"
 
 
+class Group:
+    """Contestants that are up together, the jobs they do, and the one they are compared with."""
+
+    def __init__(self, key, title, base, jobs, contestants):
+        self.key, self.title, self.base = key, title, base
+        self.jobs, self.contestants, self.commands = list(jobs), contestants, {}
+
+
+def ways(with_rings, more=()):
+    """How requests may come: the end of a contestant's name, and its options."""
+    told = [("", ("--transport", "classic", *more))]
+    return told + ([(", rings", ("--transport", "uring", *more))] if with_rings else [])
+
+
+def groups(bench, with_rings, more=()):
+    raw, vhd, each = bench.raw, bench.vhd, ways(with_rings, more)
+    passing = ("--passthrough", *more)
+    files = [("bare file", lambda c: c.image(raw))]
+    loops = [("loop/bare", lambda c: c.loop(c.image(raw))),
+             ("loop/passthrough", lambda c: c.loop(c.mount(raw, *passing)))]
+    disks = []
+    for end, words in each:
+        files.append((f"orlop raw{end}", lambda c, w=words: c.mount(raw, *w)))
+        loops += [(f"loop/orlop raw{end}", lambda c, w=words: c.loop(c.mount(raw, *w))),
+                  (f"loop/orlop vhd{end}", lambda c, w=words: c.loop(c.mount(vhd, *w)))]
+        disks.append((f"orlop vhd{end}", lambda c, w=words: c.mount(vhd, *w)))
+    files.append(("orlop passthrough", lambda c: c.mount(raw, *passing)))
+    disks += [("orlop vhd over nbd", nbd), ("qemu-storage-daemon", qsd),
+              ("nbdfuse qemu-nbd", nbdfuse), ("vhdimount", vhdimount)]
+    return [
+        Group("raw", "a mounted raw image", "bare file", JOBS, files),
+        Group("loop", "a loop device", "loop/bare",
+              ("4k randread qd16", "4k randwrite qd16", "1M read qd4"), loops),
+        Group("vhd", "a mounted dynamic VHD", "orlop vhd",
+              ("4k randread qd1", "4k randread qd16", "1M read qd4"), disks),
+    ]
+
+
+def tell(group, told):
+    print(f"\n| {'job':<18} | {'contestant':<24} | {'iops':>9} | {'MiB/s':>7} "
+          f"| {'x ' + group.base:>12} | {'CPU us/op':>9} | {'server':>7} |")
+    print("|---|---|---|---|---|---|---|")
+    for job in group.jobs:
+        bases = {one["round"]: one for one in told[job].get(group.base, ())}
+        for name, _ in group.contestants:
+            rounds = told[job].get(name)
+            if not rounds:
+                print(f"| {job:<18} | {name:<24} | fails |  |  |  |  |")
+                continue
+            middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+            ratios = [one["iops"] / bases[one["round"]]["iops"] for one in rounds
+                      if one["round"] in bases]
+            ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
+            print(f"| {job:<18} | {name:<24} | {middle['iops']:>9.0f} "
+                  f"| {middle['mib_s']:>7.0f} | {ratio:>12} | {middle['cpu_us']:>9.1f} "
+                  f"| {middle['server_us']:>7.1f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--orlop", default="target/release/orlop")
@@ -302,48 +425,24 @@ def main():
     parser.add_argument("--size", type=int, default=512, help="of the disk, in MiB")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--only", choices=("raw", "loop", "vhd", "rings"))
+    parser.add_argument("--only", choices=("raw", "loop", "vhd"))
     parser.add_argument("--job", action="append", help="only these, by their names")
     parser.add_argument("--option", action="append", default=[], help="for orlop mount")
+    parser.add_argument("--rings", action="store_true",
+                        help="let the kernel offer rings for the while (enable_uring=Y)")
     options = parser.parse_args()
-    bench = Bench(options)
-    more = options.option
-    try:
-        bench.prepare()
-        if options.only in (None, "rings"):
-            ways = {way: ("--transport", name, *more)
-                    for way, name in (("classic", "classic"), ("rings", "uring"))}
-            bench.add("bare file", lambda c: c.image(bench.raw))
-            for way, words in ways.items():
-                bench.add(f"raw, {way}", lambda c, w=words: c.mount(bench.raw, *w))
-                bench.add(f"vhd, {way}", lambda c, w=words: c.mount(bench.vhd, *w))
-            bench.finish("bare file")
-            bench.add("loop/bare", lambda c: c.loop(c.image(bench.raw)))
-            for way, words in ways.items():
-                bench.add(f"loop/raw, {way}", lambda c, w=words: c.loop(c.mount(bench.raw, *w)))
-                bench.add(f"loop/vhd, {way}", lambda c, w=words: c.loop(c.mount(bench.vhd, *w)))
-            bench.finish("loop/bare")
-        if options.only in (None, "raw"):
-            bench.add("bare file", lambda c: c.image(bench.raw))
-            bench.add("orlop raw", lambda c: c.mount(bench.raw, *more))
-            bench.add("orlop passthrough", lambda c: c.mount(bench.raw, "--passthrough", *more))
-            bench.finish("bare file")
-        if options.only in (None, "loop"):
-            bench.add("loop/bare", lambda c: c.loop(c.image(bench.raw)))
-            bench.add("loop/orlop raw", lambda c: c.loop(c.mount(bench.raw, *more)))
-            bench.add("loop/passthrough",
-                      lambda c: c.loop(c.mount(bench.raw, "--passthrough", *more)))
-            bench.add("loop/orlop vhd", lambda c: c.loop(c.mount(bench.vhd, *more)))
-            bench.finish("loop/bare", "4k randread qd16", "4k randwrite qd16", "1M read qd4")
-        if options.only in (None, "vhd"):
-            bench.add("orlop vhd", lambda c: c.mount(bench.vhd, *more))
-            bench.add("orlop vhd over nbd", nbd)
-            bench.add("qemu-storage-daemon", qsd)
-            bench.add("nbdfuse qemu-nbd", nbdfuse)
-            bench.add("vhdimount", vhdimount)
-            bench.finish("orlop vhd", "4k randread qd1", "4k randread qd16", "1M read qd4")
-    finally:
-        bench.stop()
+    end_well()
+    with rings(options.rings) as with_rings:
+        bench = Bench(options)
+        try:
+            bench.prepare()
+            for group in groups(bench, with_rings, options.option):
+                if options.only in (None, group.key):
+                    group.jobs = [job for job in options.job or group.jobs if job in JOBS]
+                    tell(group, bench.run(group))
+        finally:
+            bench.stop()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -36,6 +36,7 @@ class Images:
         self.write_some = write_some
         self.made = {}
         self.sums = {}
+        self.tables = {}
 
     def path(self, name):
         """Each image lies in a folder of its own: beside its parent's copy it could not be told
@@ -48,6 +49,8 @@ class Images:
         if key not in self.made:
             word, _, rest = key.partition("-")
             self.made[key] = getattr(self, f"make_{word}")(rest)
+            # What the kernel still had to write would be written while something is timed.
+            run("sync", "--data", self.made[key].path)
         return self.made[key]
 
     def make_raw(self, _):
@@ -116,33 +119,47 @@ class Images:
         its start only."""
         path, size = self.path(f"sized-{gib}.vhd"), int(gib) << 30
         run(self.orlop, "create", path, "--size", str(size))
+        self.place_all(path)
+        image = Image(path, "vhd", size)
+        self.write_some(image, 0, 1)
+        return image
+
+    def place_all(self, path):
+        """Gives every block of an empty VHD its place, one behind the other."""
         with open(path, "r+b") as file:
             footer = file.read(512)
             file.seek(512 + 16)
             table_at, _, blocks, block_bytes = struct.unpack(">QIII", file.read(20))
             slot = 8 + block_bytes // 512  # the bitmap ends where 4 KiB of data may begin
             first = -(-(table_at + 4 * blocks) // 4096) * 8 + 7
-            entries = (first + slot * block for block in range(blocks))
+            if (first, slot, blocks) not in self.tables:
+                self.tables[first, slot, blocks] = struct.pack(
+                    f">{blocks}I", *(first + slot * block for block in range(blocks)))
             file.seek(table_at)
-            file.write(struct.pack(f">{blocks}I", *entries))
+            file.write(self.tables[first, slot, blocks])
             end = (first + slot * blocks) * 512
             file.truncate(end)
             file.seek(end)
             file.write(footer)
-        image = Image(path, "vhd", size)
-        self.write_some(image, 0, 1)
-        return image
 
     def make_many(self, count):
         """So many VHDs for one server, each in a folder of its own; data lie in the first."""
-        first = self.get("sized-1")
+        return self.several("many", int(count), self.get("sized-1"))
+
+    def make_full(self, count):
+        """So many of the largest VHDs, every block of which has its place."""
+        return self.several("full", int(count), self.get("sized-2040"), self.place_all)
+
+    def several(self, name, count, first, also=None):
         beside = []
-        for number in range(1, int(count)):
-            folder = os.path.join(self.folder, "many", str(number))
+        for number in range(1, count):
+            folder = os.path.join(self.folder, name, str(number))
             path = os.path.join(folder, f"{number}.vhd")
             if not os.path.exists(path):
                 os.makedirs(folder)
                 run(self.orlop, "create", path, "--size", str(first.disk_bytes))
+                if also:
+                    also(path)
             beside.append(path)
         export = os.path.basename(first.path) if beside else ""
         return Image(first.path, "many", first.disk_bytes, beside=beside, export=export)

@@ -13,32 +13,60 @@ class Case:
         self.whole, self.qd, self.connections = whole, qd, connections
 
 
+# The figures of a job that are told, and how each is called.
+COLUMNS = (("iops", "requests/s"), ("mib_s", "MiB/s"), ("server_us", "us"), ("p50_us", "p50 us"),
+           ("p99_us", "p99 us"))
+CURVE = (("iops", "requests/s"), ("p50_us", "p50 us"), ("server_us", "us"),
+         ("resident_mib", "MiB resident"), ("ready_ms", "ms to start"))
+# Those that are drawn as bars.
+PLOTS = (("iops", "requests/s"), ("server_us", "us of processor time per request, of the server"))
+
+
 class Job:
-    def __init__(self, key, title, rw, bs, qd, cases, floors=(), connections=1, more=(), x=None):
+    """A load for all its cases. `check`: what of the issue's list it is for. `x`: its place on a
+    curve. `run`: what measures a case, where that is not a load through `orlop bench`. `counted`:
+    what is counted once and not timed (counts.py). `on_disk`: its images need a device."""
+
+    def __init__(self, key, title, rw, bs, qd, cases, floors=(), connections=1, more=(), x=None,
+                 check="", run=None, counted=(), on_disk=False, columns=None, plots=PLOTS,
+                 note=""):
         self.key, self.title, self.rw, self.bs, self.qd = key, title, rw, bs, qd
         self.cases, self.floors, self.connections = cases, floors, connections
-        self.more, self.x = list(more), x
+        self.more, self.x, self.check, self.run = list(more), x, check, run
+        self.counted, self.on_disk, self.plots = tuple(counted), on_disk, plots
+        self.columns, self.note = columns or (COLUMNS if x is None else CURVE), note
 
     def writes(self):
         return "write" in self.rw
 
+    def entry(self):
+        """What the report has of it before anything is measured."""
+        return {"key": self.key, "title": self.title, "check": self.check, "x": self.x,
+                "floors": [floor.entry() for floor in self.floors], "cases": [],
+                "columns": self.columns, "plots": self.plots, "note": self.note,
+                "load": [self.rw, self.bs, self.qd, self.connections]}
+
+
+WORDS = {"iops": "throughput", "server_us": "server CPU per request", "p50_us": "latency",
+         "cpu_us": "CPU per request, client's included", "attach_ms": "time to the first read",
+         "system_calls": "system calls per request", "syncs_per_flush": "fdatasync per FLUSH",
+         "file_over_blocks": "file over what the blocks touched need"}
+
 
 class Floor:
-    """`of` over `over`, at least or at most so much, in `what`: iops, server_us or p50_us. Where
-    `over` is None, what `of` has by itself: system_calls."""
+    """`of` over `over`, at least or at most so much, in `what`, a figure. Where `over` is None,
+    what was counted of `of` by itself."""
 
     def __init__(self, of, over, what="iops", least=None, most=None):
         self.of, self.over, self.what, self.least, self.most = of, over, what, least, most
 
     def text(self):
-        words = {"iops": "throughput", "server_us": "server CPU per request", "p50_us": "latency",
-                 "system_calls": "system calls per request"}
         bound = f"at least {self.least}" if self.least is not None else f"at most {self.most}"
         over = f" over {self.over}" if self.over else ""
-        return f"{words[self.what]} of {self.of}{over}: {bound}"
+        return f"{WORDS[self.what]} of {self.of}{over}: {bound}"
 
-    def holds(self, ratio):
-        return ratio >= self.least if self.least is not None else ratio <= self.most
+    def entry(self):
+        return dict(vars(self), text=self.text())
 
 
 def same(servers, image):
@@ -63,31 +91,38 @@ def reading():
                 Floor("orlop", "qemu-nbd io_uring", least=3.5),
                 Floor("orlop", "nbdkit", "server_us", most=0.35),
                 Floor("orlop", "qemu-nbd", "server_us", most=0.1),
-                Floor("orlop", None, "system_calls", most=0.15)]),
+                Floor("orlop", None, "system_calls", most=0.15)],
+            check="1", counted=["system_calls"]),
         Job("raw-read-qd1", "4 KiB random reads of raw, depth 1", "randread", "4K", 1,
             same(READERS, "raw"), [
                 Floor("orlop", "nbdkit", "p50_us", most=0.7),
                 Floor("orlop", "qemu-nbd", "p50_us", most=0.5),
-                Floor("orlop", None, "system_calls", most=2)]),
+                Floor("orlop", None, "system_calls", most=2)],
+            check="1", counted=["system_calls"]),
         Job("vhd-read-qd32", "4 KiB random reads of a full VHD, depth 32", "randread", "4K", 32,
             same(VPC, "vhd") + [Case("orlop on raw", "orlop", "raw")],
-            [Floor("orlop", "orlop on raw", least=0.95)]),
+            [Floor("orlop", "orlop on raw", least=0.95)], check="2", counted=["system_calls"]),
+        Job("vhd-read-qd1", "4 KiB random reads of a full VHD, depth 1", "randread", "4K", 1,
+            same(VPC, "vhd") + [Case("orlop on raw", "orlop", "raw")],
+            [Floor("orlop", "orlop on raw", "p50_us", most=1.05)], check="2"),
         Job("chain-read-qd32", "4 KiB random reads of a chain of 30, depth 32", "randread", "4K",
             32, [Case("orlop on chain", "orlop", "chain-30"),
                  Case("orlop on single", "orlop", "single-30")],
-            [Floor("orlop on chain", "orlop on single", least=0.9)]),
+            [Floor("orlop on chain", "orlop on single", least=0.9)], check="2"),
         Job("raw-seq-read", "1 MiB reads of raw in order, depth 4", "read", "1M", 4,
             same(READERS + ["orlop null"], "raw"), [
                 Floor("orlop", "nbdkit", least=1.3), Floor("orlop", "qemu-nbd", least=3),
-                Floor("orlop", "orlop null", least=0.7)]),
+                Floor("orlop", "orlop null", least=0.7)],
+            check="5", counted=["system_calls"]),
         Job("raw-read-4x", "4 KiB random reads of raw, four connections of depth 8", "randread",
             "4K", 8, same(["orlop", "orlop 2 threads", "nbdkit", "qemu-nbd"], "raw")
             + [Case("orlop, one connection", "orlop", "raw", qd=32, connections=1)],
             [Floor("orlop", "nbdkit", least=1),
-             Floor("orlop", "orlop, one connection", "server_us", most=1)], connections=4),
+             Floor("orlop", "orlop, one connection", "server_us", most=1)], connections=4,
+            check="6"),
         Job("null-read-4x", "4 KiB reads of a null export, four connections of depth 8", "randread",
             "4K", 8, same(["orlop null", "orlop null 2 threads"], "raw"),
-            [Floor("orlop null 2 threads", "orlop null", least=1.5)], connections=4),
+            [Floor("orlop null 2 threads", "orlop null", least=1.5)], connections=4, check="6"),
     ]
 
 
@@ -97,37 +132,51 @@ def writing():
     vhd = written(("orlop", "qemu-nbd"), "vhd") + [Case("orlop on raw", "orlop", "copy-raw-orlop")]
     return [
         Job("raw-write-qd32", "4 KiB random writes of raw, depth 32", "randwrite", "4K", 32,
-            written(WRITERS, "raw"), [Floor("orlop", "nbdkit", least=1.5)]),
+            written(WRITERS, "raw"), [Floor("orlop", "nbdkit", least=1.5)], check="3"),
         Job("vhd-write-qd32", "4 KiB random overwrites of a full VHD, depth 32", "randwrite", "4K",
             32, vhd, [Floor("orlop", "qemu-nbd", least=10),
-                      Floor("orlop", "orlop on raw", least=0.9)]),
+                      Floor("orlop", "orlop on raw", least=0.9)], check="3"),
         Job("vhd-fill", "64 KiB random writes into an empty VHD, depth 16", "randwrite", "64K", 16,
-            empty, [Floor("orlop", "qemu-nbd", least=5)]),
+            empty, [Floor("orlop", "qemu-nbd", least=5),
+                    Floor("orlop", None, "file_over_blocks", most=1)],
+            check="3", counted=["file_over_blocks"]),
         Job("vhd-flush", "4 KiB random overwrites of a VHD, a flush after every 32", "randwrite",
-            "4K", 32, flushed, [Floor("orlop", "qemu-nbd", least=3)], more=["--flush-every", 32]),
+            "4K", 32, flushed, [Floor("orlop", "qemu-nbd", least=3),
+                                Floor("orlop", None, "syncs_per_flush", most=2)],
+            more=["--flush-every", 32], check="3", counted=["syncs_per_flush"]),
+        Job("vhd-fill-flush", "4 KiB random writes into an empty VHD, a flush after every 32",
+            "randwrite", "4K", 32, empty, [Floor("orlop", "qemu-nbd", least=3),
+                                           Floor("orlop", None, "syncs_per_flush", most=2)],
+            more=["--flush-every", 32], check="3", counted=["syncs_per_flush"]),
         Job("raw-seq-write", "1 MiB writes of raw in order, depth 4", "write", "1M", 4,
-            written(WRITERS, "raw"), [Floor("orlop", "nbdkit", least=1.2)]),
+            written(WRITERS, "raw"), [Floor("orlop", "nbdkit", least=1.2)], check="5"),
     ]
 
 
 def direct():
-    limit = Floor("orlop direct", "bare file", least=0.9)
+    limit = [Floor("orlop direct", "bare file", least=0.9)]
     others = ("orlop direct", "qemu-nbd direct")
     return [
         Job("direct-read", "4 KiB random reads with O_DIRECT, depth 32", "randread", "4K", 32,
-            same(others, "raw") + [Case("bare file", "fio", "raw")], [limit]),
+            same(others, "raw") + [Case("bare file", "fio", "raw")], limit, check="4",
+            on_disk=True),
         Job("direct-write", "4 KiB random writes with O_DIRECT, depth 32", "randwrite", "4K", 32,
-            written(others, "raw") + [Case("bare file", "fio", "copy-raw-fio")], [limit]),
+            written(others, "raw") + [Case("bare file", "fio", "copy-raw-fio")], limit, check="4",
+            on_disk=True),
+        # Told beside the null export of the reading suite, which the floor is kept for.
+        Job("direct-read-4x", "4 KiB random reads with O_DIRECT, four connections of depth 8",
+            "randread", "4K", 8, same(("orlop direct", "orlop direct 2 threads"), "raw"),
+            connections=4, check="6", on_disk=True),
     ]
 
 
 def growth():
     """Curves: jobs with an `x`, drawn by the part of their key before the last dash."""
     jobs = []
-    for qd in (1, 2, 4, 8, 16, 32, 64):
+    for qd in (1, 4, 16, 32, 64):
         jobs.append(Job(f"by-depth-of-queue-{qd}", "requests in flight", "randread", "4K", qd,
                         same(READERS, "raw"), x=qd))
-    for count in (1, 2, 4, 8, 16, 32, 64):
+    for count in (1, 4, 16, 64):
         jobs.append(Job(f"by-connections-{count}", "connections of depth 4", "randread", "4K", 4,
                         same(("orlop", "orlop 2 threads", "nbdkit"), "raw"), connections=count,
                         x=count))
@@ -149,6 +198,8 @@ def growth():
         jobs.append(Job(f"by-fragmentation-in-order-{percent}",
                         "percent of blocks out of order, 1 MiB reads in order", "read", "1M", 4,
                         [Case("orlop", "orlop", image)], x=percent))
+    for job in jobs:
+        job.check = "8"
     return jobs
 
 

@@ -20,6 +20,13 @@ class Loader:
             raise RuntimeError((done.stderr.strip() or "failed").splitlines()[-1])
         return done.stdout
 
+    def told(self, uri, *words):
+        """What a load told, if no request of it failed."""
+        told = json.loads(self.bench(uri, "--json", *words))
+        if told["fault_count"]:
+            raise RuntimeError(f"{told['fault_count']} requests failed")
+        return told
+
     def answers(self, uri):
         try:
             self.bench(uri, "--ops", 1, "--qd", 1, "--bs", 512)
@@ -64,13 +71,11 @@ class Loader:
     def measure(self, running, job, case, seconds, seed, window):
         words = ["--rw", job.rw, "--bs", job.bs, "--qd", case.qd or job.qd, "--jobs",
                  case.connections or job.connections, "--time", seconds, "--seed", seed,
-                 "--json", "--yes", *job.more]
+                 "--yes", *job.more]
         words += [] if case.whole else ["--size", window]
         before = running.cpu_s()
-        told = json.loads(self.bench(running.uri, *words))
+        told = self.told(running.uri, *words)
         cpu = running.cpu_s() - before
-        if told["fault_count"]:
-            raise RuntimeError(f"{told['fault_count']} requests failed")
         total = told["total"]
         ops = max(1, total["ops"])
         return {"iops": total["iops"], "mib_s": total["mib_per_s"],
@@ -83,7 +88,7 @@ class Loader:
         """The same load on the bare file: what the machine could do at most."""
         done = subprocess.run(
             ["fio", "--name=x", f"--rw={job.rw}", f"--bs={job.bs}", f"--iodepth={job.qd}",
-             f"--filename={image.path}", f"--size={window}", f"--runtime={seconds}",
+             f"--filename={image.path}", f"--size={window}", f"--runtime={round(seconds * 1e3)}ms",
              "--time_based", "--ioengine=io_uring", "--direct=1", "--norandommap",
              "--randrepeat=0", "--allow_file_create=0", "--output-format=json"],
             stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -96,24 +101,3 @@ class Loader:
                 "p50_us": spot.get("50.000000", 0) / 1e3, "p99_us": spot.get("99.000000", 0) / 1e3,
                 "server_us": 0.0, "client_us": 0.0, "resident_mib": 0.0,
                 "ready_ms": 0.0}
-
-    def system_calls(self, running, job, window):
-        """System calls of the server for each request, under strace: its own time is not told."""
-        ops = 4000 if job.bs == "4K" else 400
-        report = os.path.join(self.folder, "calls")
-        words = ["strace", "-f", "-c", "-o", report]
-        for pid in running.processes():
-            words += ["-p", str(pid)]
-        strace = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        strace.stderr.readline()
-        try:
-            self.bench(running.uri, "--rw", job.rw, "--bs", job.bs, "--qd", job.qd, "--ops", ops,
-                       "--size", window, "--yes")
-        finally:
-            strace.terminate()
-            strace.communicate()
-        with open(report) as lines:
-            for line in lines:
-                if line.rstrip().endswith("total"):
-                    return int(line.split()[3]) / ops
-        raise RuntimeError("strace told nothing")

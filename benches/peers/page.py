@@ -2,72 +2,105 @@
 
 import html
 import math
+import re
 
-from report import TOLD, curves_of, floor_line, number
+from report import (MISSED, OPEN, REACHED, cells, curves_of, floors_of, growth, is_peer, measured,
+                    number, setting, tally)
 
-COLOURS = ["#1f6feb", "#d29922", "#8250df", "#2da44e", "#cf222e", "#57606a", "#bf8700"]
 STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #afb8c1; --ours: #1f6feb;
+  --c1: #bf8700; --c2: #8250df; --c3: #2da44e; --c4: #cf222e; --c5: #57606a; --c6: #0a7ea4;
+  --reached: #1a7f37; --open: #9a6700; --missed: #cf222e }
+@media (prefers-color-scheme: dark) { :root { --ink: #d8dee4; --paper: #15191e; --pale: #4d5763;
+  --ours: #58a6ff; --c1: #e3b341; --c2: #bc8cff; --c3: #56d364; --c4: #ff7b72; --c5: #9aa4af;
+  --c6: #4cc2e0; --reached: #56d364; --open: #e3b341; --missed: #ff7b72 } }
+body { font: 15px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
+  color: var(--ink); background: var(--paper) }
 h2 { margin-top: 2em } svg { width: 100%; height: auto } code { font-size: 85% }
-table { border-collapse: collapse } td, th { padding: .15em .7em; text-align: left }
-.missed { color: #cf222e } text { font: 12px sans-serif; fill: #222 }
+figure { margin: 1em 0 } figcaption { font-weight: bold; font-size: 90% }
+div { overflow-x: auto } table { border-collapse: collapse; font-size: 90% }
+td, th { padding: .15em .7em; text-align: left; vertical-align: top;
+  border-top: 1px solid var(--pale) }
+.reached { color: var(--reached) } .open { color: var(--open) } .missed { color: var(--missed) }
+text { font: 12px sans-serif; fill: var(--ink) }
 """
+COLOURS = ["var(--ours)", *(f"var(--c{number})" for number in range(1, 7))]
+CLASSES = {REACHED: "reached", OPEN: "open", MISSED: "missed"}
+# Where what is drawn lies: x of its left and right, y of its top and bottom.
+LEFT, RIGHT, TOP, BOTTOM = 80, 660, 16, 230
 
 
 def text(x, y, words, anchor="start"):
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(str(words))}</text>'
 
 
-def bars(job, what, unit):
+def figure(caption, parts, height):
+    return (f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f'<svg viewBox="0 0 900 {height}" role="img">{"".join(parts)}</svg></figure>')
+
+
+def bars(job, what, caption):
     """A bar for each contestant, with the interval of its median as a line."""
     cases = [case for case in job["cases"] if case.get("medians")]
     top = max((case["medians"][what][2] for case in cases), default=0) or 1
-    parts, y = [], 8
+    parts, y, start, scale = [], 4, 215, 560 / top
     for case in cases:
         value, low, high = case["medians"][what]
-        ours = case["label"].startswith("orlop")
-        scale = 520 / top
-        parts.append(text(188, y + 14, case["label"], "end"))
-        parts.append(f'<rect x="195" y="{y}" width="{value * scale:.1f}" height="18" '
-                     f'fill="{COLOURS[0] if ours else "#afb8c1"}"/>')
-        parts.append(f'<line x1="{195 + low * scale:.1f}" x2="{195 + high * scale:.1f}" '
-                     f'y1="{y + 9}" y2="{y + 9}" stroke="#222"/>')
-        parts.append(text(202 + high * scale, y + 14, f"{number(value)} {unit}"))
+        fill = "var(--pale)" if is_peer(case["label"]) else "var(--ours)"
+        parts.append(text(start - 7, y + 14, case["label"], "end"))
+        parts.append(f'<rect x="{start}" y="{y}" width="{value * scale:.1f}" height="18" '
+                     f'fill="{fill}"/>')
+        parts.append(f'<line x1="{start + low * scale:.1f}" x2="{start + high * scale:.1f}" '
+                     f'y1="{y + 9}" y2="{y + 9}" stroke="var(--ink)"/>')
+        parts.append(text(start + 7 + high * scale, y + 14, number(value)))
         y += 24
-    return f'<svg viewBox="0 0 860 {y + 4}" role="img">{"".join(parts)}</svg>'
+    return figure(caption, parts, y + 2) if cases else ""
 
 
-def curve(jobs, what, unit):
-    """One line for each contestant over the jobs' x, which is drawn by its logarithm."""
-    points = {}
+def legend(labels):
+    """A line for each label, beside the plot."""
+    return [f'<rect x="690" y="{TOP + 20 * at}" width="12" height="12" fill="{COLOURS[at % 7]}"/>'
+            + text(708, TOP + 11 + 20 * at, label) for at, label in enumerate(labels)]
+
+
+def drawn(spots, colour):
+    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+    return f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+
+def rule(y, words):
+    """A line across, with what it stands for at its left."""
+    return (f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--pale)"/>'
+            + text(LEFT - 8, y + 4, words, "end"))
+
+
+def curve(jobs, what, caption):
+    """One line for each contestant over the jobs' x, which stand at even distances."""
+    lines = {}
     for job in jobs:
         for case in job["cases"]:
-            if case.get("medians"):
-                points.setdefault(case["label"], []).append((job["x"], case["medians"][what]))
-    if not points:
+            if case.get("medians") and case["medians"][what][0]:
+                lines.setdefault(case["label"], []).append((job["x"], case["medians"][what]))
+    if not lines:
         return ""
-    xs = sorted({x for line in points.values() for x, _ in line})
-    top = max(value[2] for line in points.values() for _, value in line) or 1
-    place = {x: 70 + 600 * at / max(1, len(xs) - 1) for at, x in enumerate(xs)}
+    xs = sorted({x for line in lines.values() for x, _ in line})
+    top = max(value[2] for line in lines.values() for _, value in line) or 1
+    place = {x: LEFT + 20 + (RIGHT - LEFT - 40) * at / max(1, len(xs) - 1)
+             for at, x in enumerate(xs)}
 
     def height(value):
-        return 230 - 210 * value / top
+        return BOTTOM - (BOTTOM - TOP) * value / top
 
-    parts = [f'<line x1="70" x2="670" y1="{height(0)}" y2="{height(0)}" stroke="#afb8c1"/>',
-             text(62, height(top) + 4, number(top), "end"), text(62, height(0) + 4, "0", "end"),
-             text(62, height(top) + 22, unit, "end")]
-    parts += [text(place[x], 248, str(x), "middle") for x in xs]
-    for index, (label, line) in enumerate(points.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        way = " ".join(f"{place[x]:.1f},{height(value[0]):.1f}" for x, value in line)
-        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    parts = [rule(height(top * part), number(top * part)) for part in (0, 0.5, 1)]
+    parts += [text(place[x], BOTTOM + 18, x, "middle") for x in xs]
+    for index, line in enumerate(lines.values()):
+        colour = COLOURS[index % 7]
+        parts.append(drawn([(place[x], height(value[0])) for x, value in line], colour))
         for x, value in line:
             parts.append(f'<line x1="{place[x]:.1f}" x2="{place[x]:.1f}" '
                          f'y1="{height(value[1]):.1f}" y2="{height(value[2]):.1f}" '
-                         f'stroke="{colour}"/>')
-        parts.append(f'<rect x="690" y="{20 + 20 * index}" width="12" height="12" '
-                     f'fill="{colour}"/>' + text(708, 31 + 20 * index, label))
-    return f'<svg viewBox="0 0 860 260" role="img">{"".join(parts)}</svg>'
+                         f'stroke="{colour}" stroke-width="4" stroke-opacity=".4"/>')
+    return figure(caption, parts + legend(lines), max(BOTTOM + 26, TOP + 20 * len(lines)))
 
 
 def latency(jobs):
@@ -82,69 +115,93 @@ def latency(jobs):
     if not lines:
         return ""
     right = max(x for line in lines.values() for x, _, _ in line) or 1
-    top = math.log10(max(10, max(y for line in lines.values() for _, y, _ in line)))
+    most = max(y for line in lines.values() for _, y, _ in line)
+    top = math.ceil(math.log10(max(10, most)))
 
     def at(x, y):
-        return 70 + 600 * x / right, 230 - 210 * math.log10(max(1, y)) / top
+        return (LEFT + (RIGHT - LEFT) * x / right,
+                BOTTOM - (BOTTOM - TOP) * math.log10(max(1, y)) / top)
 
-    parts = [text(62, 34, f"{10 ** top:.0f} us", "end"), text(62, 234, "1 us", "end"),
-             text(670, 250, f"{number(right)} requests/s", "end")]
+    parts = [rule(at(0, 10 ** power)[1], f"{10 ** power:,} us") for power in range(top + 1)]
+    parts += [text(LEFT, BOTTOM + 18, "0", "middle"),
+              text(RIGHT, BOTTOM + 18, f"{number(right)} requests/s", "end")]
     for index, (label, line) in enumerate(lines.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        colour = COLOURS[index % 7]
         spots = [at(x, y) for x, y, _ in line]
-        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(drawn(spots, colour))
         for (x, y), (_, _, depth) in zip(spots, line):
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
-                         + text(x + 4, y - 4, str(depth)))
-        parts.append(f'<rect x="690" y="{20 + 20 * index}" width="12" height="12" '
-                     f'fill="{colour}"/>' + text(708, 31 + 20 * index, label))
-    return f'<svg viewBox="0 0 860 260" role="img">{"".join(parts)}</svg>'
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}">'
+                         f"<title>{html.escape(label)}, depth {depth}</title></circle>")
+    depths = ", ".join(str(job["x"]) for job in jobs)
+    return figure(f"Latency (p50) against throughput; the points of a line are depths {depths}",
+                  parts + legend(lines), max(BOTTOM + 26, TOP + 20 * len(lines)))
 
 
-def table_of(jobs):
-    out = ["<table><tr><th><th>" + "".join(f"<th>{name}" for _, name in TOLD)]
-    for job in jobs:
-        for case in job["cases"]:
-            figures = case.get("medians")
-            cells = [f"<td>{number(figures[what][0]) if figures[what][0] else ''}"
-                     for what, _ in TOLD] if figures else ["<td>fails"]
-            out.append(f"<tr><td>{job['x']}<td>{html.escape(case['label'])}" + "".join(cells))
-    return "".join(out) + "</table>"
+def table(heads, rows):
+    """Of cells that are HTML."""
+    return ("<div><table><tr>" + "".join(f"<th>{html.escape(head)}" for head in heads)
+            + "".join("<tr>" + "".join(f"<td>{cell}" for cell in row) for row in rows)
+            + "</table></div>")
+
+
+def words(markdown):
+    """A paragraph of the report as HTML: code and emphasis are all it has."""
+    told = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(markdown))
+    return re.sub(r"\*\*([^*]*)\*\*", r"<b class=missed>\1</b>", told)
+
+
+def judged(floor):
+    verdict = floor["verdict"]
+    return f"<b class={CLASSES.get(verdict, 'open')}>{html.escape(verdict)}</b>"
+
+
+def head(report):
+    out = ["<!doctype html><html lang=en><meta charset=utf-8>"
+           "<meta name=viewport content='width=device-width'><title>orlop beside its peers</title>",
+           f"<style>{STYLE}</style><h1>orlop beside its peers</h1>"]
+    out += [f"<p>{words(paragraph)}" for paragraph in setting(report)]
+    out += [f"<p class=missed>Fails: {html.escape(failure)}" for failure in report["failures"]]
+    out.append(f"<h2>Floors: {tally(report)}</h2>")
+    out.append(table(["check", "job", "floor", "verdict", "measured"], [
+        [check, html.escape(job["title"]), html.escape(floor["text"]), judged(floor),
+         measured(floor)] for check, job, floor in floors_of(report)]))
+    out.append("<ul>" + "".join(f"<li>{html.escape(line)}" for line in growth(report)) + "</ul>")
+    out.append("<h2>Contestants</h2>")
+    out.append(table(["", "version", "command", ""], [
+        [html.escape(server["name"]), html.escape(server["version"]),
+         f"<code>{html.escape(server['command'])}</code>", html.escape(server["about"])]
+        for server in report["servers"]]))
+    out.append(f"<p>{words(report['load'])}")
+    if report.get("mounts"):
+        out.append(f"<p>Mounts: {words(report['mounts']['about'])}")
+        out.append(table(["", "commands"], [
+            [html.escape(name), "<br>".join(f"<code>{html.escape(one)}</code>" for one in commands)]
+            for name, commands in report["mounts"]["commands"].items() if commands]))
+    return out
 
 
 def page(report):
-    out = ["<!doctype html><meta charset=utf-8><title>orlop beside its peers</title>",
-           f"<style>{STYLE}</style><h1>orlop beside its peers</h1>",
-           f"<p>{html.escape(report['date'])}; {html.escape(report['machine'])}; "
-           f"{report['rounds']} interleaved rounds of {report['seconds']} s; disks of "
-           f"{report['mib']} MiB. Medians; the lines show where they lie with 95 %.</p><table>"]
-    for server in report["servers"]:
-        out.append(f"<tr><td>{html.escape(server['name'])}<td>{html.escape(server['version'])}"
-                   f"<td><code>{html.escape(server['command'])}</code>"
-                   f"<td>{html.escape(server['about'])}")
-    out.append("</table>")
-    for failure in report["failures"]:
-        out.append(f"<p class=missed>Fails: {html.escape(failure)}</p>")
-    out.append("<p>" + html.escape(report["load"]).replace("`", ""))
+    out = head(report)
     for job in report["jobs"]:
         if job["x"] is not None:
             continue
-        out.append(f"<h2>{html.escape(job['title'])}</h2>" + bars(job, "iops", "requests/s")
-                   + bars(job, "server_us", "us of processor time per request") + "<ul>")
-        for floor in job["floors"]:
-            kind = "" if floor["met"] in (True, None) else " class=missed"
-            line = floor_line(floor)[2:].replace("**", "")
-            out.append(f"<li{kind}>{html.escape(line)}")
-        out.append("</ul>")
+        out.append(f"<h2>{html.escape(job['title'])}</h2>")
+        out += [f"<p>{words(job['note'])}"] if job.get("note") else []
+        out += [bars(job, what, caption) for what, caption in job["plots"]]
+        out.append("<ul>" + "".join(
+            f"<li>{html.escape(floor['text'])}: {judged(floor)} {measured(floor)}"
+            for floor in job["floors"]) + "</ul>")
     for key, jobs in curves_of(report).items():
-        out.append(f"<h2>Growth: {html.escape(jobs[0]['title'])}</h2>"
-                   + curve(jobs, "iops", "req/s") + curve(jobs, "server_us", "us each"))
+        out.append(f"<h2>Growth: {html.escape(jobs[0]['title'])}</h2>")
         if key == "by-depth-of-queue":
-            out.append("<h3>Latency against throughput</h3>" + latency(jobs))
-        else:
-            out.append(curve(jobs, "resident_mib", "MiB"))
+            out.append(latency(jobs))
+        out += [curve(jobs, "iops", "requests/s"),
+                curve(jobs, "server_us", "us of processor time per request, of the server"),
+                curve(jobs, "resident_mib", "MiB resident")]
         if key in ("by-size", "by-disks", "by-layers"):
-            out.append(curve(jobs, "ready_ms", "ms"))
-        out.append(table_of(jobs))
+            out.append(curve(jobs, "ready_ms", "ms to start"))
+        columns = jobs[0]["columns"]
+        out.append(table(["", "contestant", *(name for _, name in columns), "spread"], [
+            [job["x"], html.escape(case["label"]), *cells(job, case)]
+            for job in jobs for case in job["cases"]]))
     return "\n".join(out) + "\n"

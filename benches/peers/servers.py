@@ -6,6 +6,8 @@ import signal
 import subprocess
 import time
 
+from machine import version
+
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -21,23 +23,25 @@ class Server:
         self.version_words = version or [words[0], "--version"]
         self.note, self.prepare, self.export = note, prepare, export
 
-        # Images may come several at once, and the first line on standard output says "ready".
+        # The first line on standard output says "ready".
         self.says_when_ready = name.startswith("orlop")
-        # Whether what is written can be read: no contestant may be without it but those that say so.
+        # Whether what is written can be read: none may be without it but those that say so.
         self.keeps = True
 
     def about(self):
-        """Cache mode and whatever else is not the usual."""
-        cached = [] if "O_DIRECT" in self.note or not self.keeps else ["page cache"]
+        """Cache mode, what a FLUSH does, and whatever else is not the usual."""
+        if not self.keeps:
+            return self.note
+        cached = ["FLUSH makes durable"]
+        if "O_DIRECT" not in self.note:
+            cached.insert(0, "page cache")
         return ", ".join(cached + ([self.note] if self.note else []))
 
     def program(self):
         return shutil.which(self.words[0])
 
     def version(self):
-        done = subprocess.run(self.version_words, capture_output=True, text=True)
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        return lines[0] if lines else "unknown"
+        return version(self.version_words)
 
     def command(self, image, folder):
         values = {"image": image.path, "socket": os.path.join(folder, "nbd"), "folder": folder,
@@ -180,6 +184,9 @@ def all_servers(orlop):
         Server("orlop direct",
                [orlop, "serve", "{image}", "--socket", "{socket}", "--cache", "none"],
                {"raw": "raw", "vhd": "vhd"}, note="O_DIRECT"),
+        Server("orlop direct 2 threads",
+               [orlop, "serve", "{image}", "--socket", "{socket}", "--cache", "none",
+                "--threads", "2"], {"raw": "raw", "vhd": "vhd"}, note="O_DIRECT"),
         Server("orlop 2 threads",
                [orlop, "serve", "{image}", "--socket", "{socket}", "--threads", "2"],
                {"raw": "raw", "vhd": "vhd"}),
@@ -193,7 +200,8 @@ def all_servers(orlop):
                ["qemu-nbd", "-t", "-e", "64", "--cache=none", "--aio=native", "-f", "{format}",
                 "-k", "{socket}", "{image}"], both, note="O_DIRECT"),
         Server("qemu-storage-daemon", qsd, both, note="aio=io_uring"),
-        Server("nbd-server", ["nbd-server", "-p", "{folder}/pid", "-C", "{folder}/config"], {"raw": "raw"},
+        Server("nbd-server", ["nbd-server", "-p", "{folder}/pid", "-C", "{folder}/config"],
+               {"raw": "raw"},
                version=["nbd-server", "-V"], prepare=nbd_server_config, export="export"),
     ]
     return {server.name: server for server in servers}

@@ -13,13 +13,18 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Verdict;
 
 /// Each before those that import it.
-const SCRIPTS: [(&str, &str); 7] = [
+const SCRIPTS: [(&str, &str); 12] = [
+    ("machine", include_str!("../../benches/peers/machine.py")),
     ("images", include_str!("../../benches/peers/images.py")),
     ("servers", include_str!("../../benches/peers/servers.py")),
     ("load", include_str!("../../benches/peers/load.py")),
+    ("counts", include_str!("../../benches/peers/counts.py")),
+    ("client", include_str!("../../benches/peers/client.py")),
     ("jobs", include_str!("../../benches/peers/jobs.py")),
+    ("metadata", include_str!("../../benches/peers/metadata.py")),
     ("report", include_str!("../../benches/peers/report.py")),
     ("page", include_str!("../../benches/peers/page.py")),
+    ("race", include_str!("../../benches/peers/race.py")),
     ("peers", include_str!("../../benches/peers/__main__.py")),
 ];
 
