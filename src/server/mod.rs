@@ -6,6 +6,7 @@
 mod control;
 mod door;
 mod estate;
+mod homes;
 mod limits;
 mod listen;
 mod passed;
