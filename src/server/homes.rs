@@ -20,8 +20,9 @@ use crate::shard::{DiskTag, ExportKey, Mailbox, Refused};
 const GUEST_FILES_MAX: usize = 256;
 /// Files kept open in the process to make further homes of.
 const SPARE_FILES_MAX: usize = 1024;
-/// How long a connection waits for a new home before it goes to an old one.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// How long a connection waits for a new home before it goes to an old one. A shard answers within
+/// one turn of its loop, so only one that does not turn lets anybody wait for so long.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The shards of a process, and what they have.
 pub(super) struct Shards {
