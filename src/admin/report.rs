@@ -52,6 +52,7 @@ pub fn stats(registry: &Registry) -> Value {
             json!({
                 "id": one.id,
                 "peer": one.peer,
+                "thread": one.shard,
                 "seconds": one.since.elapsed().as_secs(),
                 "counters": counters(&one.meter.snapshot()),
             })

@@ -81,7 +81,7 @@ impl FromStr for Format {
 }
 
 /// What an image file holds.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Content {
     /// The disk, byte by byte.
     Raw {
@@ -146,7 +146,7 @@ impl Content {
 pub struct OpenedLayer {
     /// Canonical path.
     pub path: PathBuf,
-    /// The descriptor. The claim on the image lives as long as it.
+    /// The descriptor. The claim on the image lives as long as it and every duplicate of it.
     pub fd: OwnedFd,
     /// The same file through the page cache; see [`Descriptors::cached`].
     pub cached: Option<OwnedFd>,
@@ -242,7 +242,44 @@ pub struct OpenedChain {
     pub notices: Vec<Notice>,
 }
 
+impl OpenedLayer {
+    fn twin(&self) -> io::Result<Self> {
+        Ok(Self {
+            path: self.path.clone(),
+            fd: self.fd.try_clone()?,
+            cached: self.cached.as_ref().map(OwnedFd::try_clone).transpose()?,
+            mode: self.mode,
+            content: self.content.clone(),
+            file_bytes: self.file_bytes,
+            allocated_bytes: self.allocated_bytes,
+        })
+    }
+}
+
 impl OpenedChain {
+    /// Whether several disks of it at once would show the same: nobody may write it, or it keeps
+    /// nothing of what is written. Two disks of any other chain would destroy each other's bytes.
+    #[must_use]
+    pub fn is_shareable(&self) -> bool {
+        let forgets = |layer: &OpenedLayer| matches!(layer.content, Content::Null { .. });
+        self.read_only || self.layers.iter().all(forgets)
+    }
+
+    /// The same chain over duplicates of its descriptors, for one more disk of it; `None` unless it
+    /// [is shareable](Self::is_shareable). Nothing is read or locked anew: a duplicate has the open
+    /// file description, and with it the claim, which ends with the last of them.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn twin(&self) -> io::Result<Option<Self>> {
+        if !self.is_shareable() {
+            return Ok(None);
+        }
+        let layers = self.layers.iter().map(OpenedLayer::twin).collect::<io::Result<_>>()?;
+        let notices = Vec::new();
+        Ok(Some(Self { size: self.size, read_only: self.read_only, layers, notices }))
+    }
+
     /// Hands the files to a host and makes the disk. `add_file` is the host's.
     ///
     /// # Errors
@@ -275,6 +312,7 @@ mod tests {
     use std::path::Path;
 
     use super::{Format, OpenedChain};
+    use crate::image::{OpenOptions, open, open_overlay};
 
     #[test]
     fn a_name_tells_the_format_or_nothing() {
@@ -294,6 +332,37 @@ mod tests {
         for name in ["a.vhd", "a.raw", "qcow2", "keep", "a.tmp"] {
             assert_eq!(Format::foreign(Path::new(name)), None, "{name}");
         }
+    }
+
+    #[test]
+    fn the_claim_on_an_image_ends_with_the_last_twin_of_its_chain() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.raw");
+        std::fs::write(&path, [7; 4096]).unwrap();
+        let to_read = OpenOptions { read_only: true, ..OpenOptions::new(&path) };
+        let to_write = OpenOptions::new(&path);
+        let first = open(&to_read).unwrap();
+        let second = first.twin().unwrap().expect("nobody may write it");
+        let third = second.twin().unwrap().expect("nor this one");
+        assert_eq!(third.size, first.size);
+        for one in [first, third, second] {
+            assert_eq!(open(&to_write).unwrap_err().code(), "locked");
+            drop(one);
+        }
+        open(&to_write).unwrap();
+    }
+
+    #[test]
+    fn only_what_nobody_writes_or_what_keeps_nothing_has_twins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.raw");
+        std::fs::write(&path, [7; 4096]).unwrap();
+        let has_twin = |chain: &OpenedChain| chain.twin().unwrap().is_some();
+        assert!(!has_twin(&open(&OpenOptions::new(&path)).unwrap()));
+        let overlay = open_overlay(&OpenOptions::new(&path), dir.path()).unwrap();
+        assert!(!has_twin(&overlay));
+        drop(overlay);
+        assert!(has_twin(&open(&OpenOptions::new("null:1M")).unwrap()));
     }
 
     #[test]

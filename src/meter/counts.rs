@@ -9,7 +9,8 @@ use super::op::Op;
 use super::snapshot::{OpSnapshot, Snapshot};
 
 /// Counters that one thread writes, the shard's, and anyone reads at any time. Two writers would
-/// lose counts: everything that records here must live on one shard.
+/// lose counts: everything that records here must live on one shard. What several shards serve has
+/// [`Meters`](super::Meters).
 ///
 /// A reader may find a request counted whose bytes are not yet; it never finds less than before.
 #[derive(Debug, Default)]

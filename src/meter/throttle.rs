@@ -1,4 +1,5 @@
-//! Limits on bytes and requests a second, shared by all connections of an export.
+//! Limits on bytes and requests a second, shared by all connections of an export, whichever shards
+//! they are on.
 //!
 //! This is the generic cell rate algorithm told in work instead of time. Whoever asks is given a
 //! place in one long line of work; the line is served at the rate, and a place may go when the
@@ -10,6 +11,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const NANOS: u64 = 1_000_000_000;
@@ -27,8 +29,8 @@ pub struct Rates {
     pub ops_per_s: Option<NonZeroU64>,
 }
 
-/// The limits of an export. Any thread may change them; asking for admission is for one, the
-/// shard's.
+/// The limits of an export. Any thread may change them and ask for admission: all stand in one
+/// line.
 #[derive(Debug)]
 pub struct Throttle {
     epoch: Instant,
@@ -122,86 +124,94 @@ impl Throttle {
     }
 }
 
-/// One dimension of the limits. All but `rate` is written by one thread only.
+/// One dimension of the limits.
 #[derive(Debug, Default)]
 struct Line {
     /// Work a second; 0 is no limit.
     rate: AtomicU64,
+    /// Locked only under a limit, for a few sums: an export's connections may be on several shards.
+    work: Mutex<Work>,
+}
+
+/// How far the line is.
+#[derive(Debug, Default)]
+struct Work {
     /// Work that was given a place since the beginning.
-    joined: AtomicU64,
+    joined: u64,
     /// Work that was served since the beginning, never more than joined.
-    served: AtomicU64,
+    served: u64,
     /// Billionth parts of one more piece of work.
-    served_part: AtomicU64,
+    served_part: u64,
     /// Up to when it was served, in nanoseconds since the epoch.
-    served_until: AtomicU64,
-}
-
-fn load(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
-}
-
-fn store(counter: &AtomicU64, value: u64) {
-    counter.store(value, Ordering::Relaxed);
+    served_until: u64,
 }
 
 impl Line {
     /// Takes a place at the end; none is needed without a limit.
     fn join(&self, now_nanos: u64, work: u64) -> Option<Place> {
-        let rate = load(&self.rate);
+        let rate = self.rate.load(Ordering::Relaxed);
         if rate == 0 {
             return None;
         }
-        self.serve(now_nanos, rate);
-        let at = load(&self.joined);
-        store(&self.joined, at.saturating_add(work));
+        let mut line = self.lock();
+        line.serve(now_nanos, rate);
+        let at = line.joined;
+        line.joined = at.saturating_add(work);
         Some(Place { at, work })
     }
 
     fn leave(&self, place: Place) {
-        if load(&self.joined) == place.at.saturating_add(place.work) {
-            store(&self.joined, place.at);
-            store(&self.served, load(&self.served).min(place.at));
-        }
-    }
-
-    /// Serves the line up to now.
-    fn serve(&self, now_nanos: u64, rate: u64) {
-        let nanos = now_nanos.saturating_sub(load(&self.served_until));
-        if nanos == 0 {
-            return;
-        }
-        store(&self.served_until, now_nanos);
-        let (served, joined) = (load(&self.served), load(&self.joined));
-        let parts = u128::from(nanos) * u128::from(rate) + u128::from(load(&self.served_part));
-        let done = parts / u128::from(NANOS);
-        if done >= u128::from(joined - served) {
-            // Time nobody used is gone; the burst is all there is to save.
-            store(&self.served, joined);
-            store(&self.served_part, 0);
-        } else {
-            store(&self.served, served + done as u64);
-            store(&self.served_part, (parts % u128::from(NANOS)) as u64);
+        let mut line = self.lock();
+        if line.joined == place.at.saturating_add(place.work) {
+            line.joined = place.at;
+            line.served = line.served.min(place.at);
         }
     }
 
     /// How long a place has to wait from now on, if the rate stays.
     fn wait(&self, now_nanos: u64, place: Place) -> Duration {
-        let rate = load(&self.rate);
+        let rate = self.rate.load(Ordering::Relaxed);
         if rate == 0 {
             return Duration::ZERO;
         }
-        self.serve(now_nanos, rate);
-        let ahead = place.at.saturating_sub(load(&self.served));
+        let mut line = self.lock();
+        line.serve(now_nanos, rate);
+        let ahead = place.at.saturating_sub(line.served);
         let burst = rate / BURSTS_PER_SECOND;
         if ahead == 0 || ahead < burst {
             return Duration::ZERO;
         }
         // With a burst, the service must come closer than it.
         let missing = if burst == 0 { ahead } else { ahead - burst + 1 };
-        let parts = u128::from(missing) * u128::from(NANOS) - u128::from(load(&self.served_part));
+        let parts = u128::from(missing) * u128::from(NANOS) - u128::from(line.served_part);
         let nanos = parts.div_ceil(u128::from(rate)).max(1);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        // What is done under it is arithmetic that cannot stop halfway.
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Work {
+    /// Serves the line up to now. The time of a shard that is a little behind serves nothing.
+    fn serve(&mut self, now_nanos: u64, rate: u64) {
+        let nanos = now_nanos.saturating_sub(self.served_until);
+        if nanos == 0 {
+            return;
+        }
+        self.served_until = now_nanos;
+        let parts = u128::from(nanos) * u128::from(rate) + u128::from(self.served_part);
+        let done = parts / u128::from(NANOS);
+        if done >= u128::from(self.joined - self.served) {
+            // Time nobody used is gone; the burst is all there is to save.
+            self.served = self.joined;
+            self.served_part = 0;
+        } else {
+            self.served += done as u64;
+            self.served_part = (parts % u128::from(NANOS)) as u64;
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::registry::{NameError, Registry, Seat};
 use super::spec::{ExportSpec, Part};
 use crate::engine::units::{ByteLen, DiskOffset, Extent};
 use crate::image::OpenedChain;
-use crate::meter::{Meter, Throttle};
+use crate::meter::{Meters, Throttle};
 use crate::partition::{PartitionError, Scan, Table};
 use crate::shard::ExportKey;
 use crate::tls::Tls;
@@ -179,7 +179,7 @@ impl Control {
     pub async fn close(&self, seat: Arc<Seat>) -> Result<(), ControlError> {
         // It may be hidden already.
         self.registry.hide(&seat);
-        if let Err(refused) = seat.disk.mailbox.drain(seat.key).await {
+        if let Err(refused) = seat.disk.drain(seat.key).await {
             tracing::warn!(export = seat.name, %refused, "its clients could not be told");
         }
         let disk = Arc::clone(&seat.disk);
@@ -205,7 +205,7 @@ impl Control {
             resize: spec.resize,
             plaintext: spec.plaintext,
             allow: spec.allow,
-            meter: Arc::new(Meter::new()),
+            meter: Meters::new(self.estate.shards()),
             throttle: Arc::new(Throttle::new(spec.rates)),
             max_connections,
             slots: Arc::new(Semaphore::new(max_connections)),
@@ -255,7 +255,7 @@ impl Control {
     pub async fn remove(&self, name: &str) -> Result<(), ControlError> {
         let _alone = self.changing.lock().await;
         let seat = self.registry.remove(name)?;
-        if let Err(refused) = seat.disk.mailbox.drain(seat.key).await {
+        if let Err(refused) = seat.disk.drain(seat.key).await {
             tracing::warn!(export = name, %refused, "its clients could not be told");
         }
         let disk = Arc::clone(&seat.disk);

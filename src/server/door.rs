@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::homes::Stay;
 use super::limits::Limits;
 use super::listen::{Listener, Purpose};
 use super::passed;
@@ -175,12 +176,14 @@ impl Door {
             None => peer.to_owned(),
         };
         drop(sight);
+        let stay = seat.disk.stay().await;
         let guard = Arc::new((slot, place));
+        let guest = Guest { seat: &seat, peer, stay };
         match wire {
-            Wire::Clear(stream) => self.hand_over(stream.into_fd(), &session, &seat, peer, guard),
+            Wire::Clear(stream) => self.hand_over(stream.into_fd(), &session, guest, guard),
             Wire::Secured(secured) => {
                 let (inner, outer) = pair()?;
-                self.hand_over(inner.into(), &session, &seat, peer, Arc::clone(&guard))?;
+                self.hand_over(inner.into(), &session, guest, Arc::clone(&guard))?;
                 // Its own reference, or the session would be kept for as long as the peer likes.
                 drop(session);
                 outer.set_nonblocking(true)?;
@@ -272,16 +275,16 @@ impl Door {
         &self,
         socket: OwnedFd,
         session: &Session,
-        seat: &Arc<Seat>,
-        peer: String,
+        guest: Guest<'_>,
         guard: Arc<(Slot, OwnedSemaphorePermit)>,
     ) -> io::Result<()> {
+        let Guest { seat, peer, stay } = guest;
         let meter = Arc::new(Meter::new());
         let settings = ClientSettings {
             window: seat.extent(),
             whole: seat.window.is_none().then(|| seat.disk.size_bytes()),
             limits: self.limits.client,
-            export_meter: Arc::clone(&seat.meter),
+            export_meter: seat.meter.of(stay.shard()),
             meter: Arc::clone(&meter),
             throttle: Arc::clone(&seat.throttle),
         };
@@ -289,22 +292,31 @@ impl Door {
         let ticket = seat.welcome(Connection {
             id: self.registry.number(),
             peer,
+            shard: stay.shard(),
             since: Instant::now(),
             meter,
         });
+        let mailbox = stay.mailbox().clone();
         let new = NewClient {
-            disk: seat.disk.tag,
+            disk: stay.tag(),
             export: seat.key,
             link: Link::Socket(socket),
             client: Box::new(NbdClient::new(session, settings)),
-            guard: Box::new((ticket, guard)),
+            guard: Box::new((stay, ticket, guard)),
         };
-        let posted = self.registry.while_shown(seat, || seat.disk.mailbox.connect(new));
+        let posted = self.registry.while_shown(seat, || mailbox.connect(new));
         match posted {
             Some(posted) => posted.map_err(io::Error::other),
             None => Err(io::Error::other("the export was removed during its handshake")),
         }
     }
+}
+
+/// Who comes in, to what, and where to.
+struct Guest<'a> {
+    seat: &'a Arc<Seat>,
+    peer: String,
+    stay: Stay,
 }
 
 /// A connection whose handshake is over.

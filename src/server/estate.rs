@@ -1,7 +1,8 @@
 //! The disks of a server: opened once each, whoever asks for how many parts of them, and given to
 //! the shards that own them.
 //!
-//! Refuses to open an image a second time, and to know what it is exported as.
+//! Refuses to open an image a second time, and to know what it is exported as. Where a disk is
+//! served is for [`super::homes`] to say.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::homes::{Homes, Shards, Spare, Stay};
 use super::spec::ExportSpec;
 use crate::engine::units::ByteLen;
 use crate::image::{self, ImageError, OpenOptions, OpenedChain};
-use crate::shard::{DiskTag, Mailbox};
+use crate::shard::{DiskTag, ExportKey, Mailbox, Refused};
 
-/// A disk in the hands of a shard.
+/// A disk in the hands of a shard, or of several.
 pub struct OwnedDisk {
     /// The image on top.
     pub path: PathBuf,
@@ -25,12 +27,11 @@ pub struct OwnedDisk {
     pub throwaway: bool,
     /// Images from the top down.
     pub layers: usize,
-    /// Its name on its shard.
+    /// Its name on the shard that it was given to first.
     pub tag: DiskTag,
-    /// The way to its shard.
+    /// The way to that shard.
     pub mailbox: Mailbox,
-    /// Which shard that is.
-    shard: usize,
+    pub(super) homes: Arc<Homes>,
     size_bytes: Arc<AtomicU64>,
     /// Exports that show it.
     users: AtomicUsize,
@@ -46,6 +47,21 @@ impl OwnedDisk {
     /// Where its size is told, for whoever changes it.
     pub(super) fn size_bytes(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.size_bytes)
+    }
+
+    /// Where the next connection goes: to the home with the fewest. It gets one more for that, if
+    /// it can have one.
+    pub(super) async fn stay(&self) -> Stay {
+        Homes::stay(&self.homes).await
+    }
+
+    /// Lets the clients of an export go, wherever they are, as [`Mailbox::drain`] does. The export
+    /// is not shown any more.
+    ///
+    /// # Errors
+    /// When a shard has ended, or is stuck; the others are drained all the same.
+    pub(super) async fn drain(&self, export: ExportKey) -> Result<(), Refused> {
+        self.homes.drain(export).await
     }
 }
 
@@ -113,9 +129,7 @@ impl Prepared {
 
 /// The disks of a process.
 pub struct Estate {
-    shards: Vec<Mailbox>,
-    /// How many disks each shard has.
-    loads: Vec<AtomicUsize>,
+    shards: Arc<Shards>,
     shared: Mutex<BTreeMap<FileKey, Arc<OwnedDisk>>>,
     prepared: Mutex<Prepared>,
 }
@@ -124,8 +138,13 @@ impl Estate {
     /// An estate on at least one shard. What was prepared is attached when it is asked for.
     #[must_use]
     pub fn new(shards: Vec<Mailbox>, prepared: Prepared) -> Self {
-        let loads = shards.iter().map(|_| AtomicUsize::new(0)).collect();
-        Self { shards, loads, shared: Mutex::default(), prepared: Mutex::new(prepared) }
+        let shards = Arc::new(Shards::new(shards));
+        Self { shards, shared: Mutex::default(), prepared: Mutex::new(prepared) }
+    }
+
+    /// How many shards there are.
+    pub(super) fn shards(&self) -> usize {
+        self.shards.count()
     }
 
     /// The disk of an image: the one that is there, or opened now. An overlay is always its own.
@@ -150,14 +169,18 @@ impl Estate {
         for notice in &chain.notices {
             tracing::warn!("{notice}");
         }
-        let disk = Arc::new(self.attach(options, spec.overlay.is_some(), chain).await?);
+        // Before it is handed over.
+        let spare = self.shards.spare(&chain);
+        let disk = Arc::new(self.attach(options, spec.overlay.is_some(), chain, spare).await?);
         if let Some(key) = key {
             self.lock().insert(key, Arc::clone(&disk));
         }
         Ok(disk)
     }
 
-    /// A disk of an open chain, for one export alone. Whoever gets it owes a [`Self::release`].
+    /// A disk of an open chain, for one export alone. Whoever gets it owes a [`Self::release`]. It
+    /// stays on one shard, whatever it is: whoever brought the chain may give the disk a new leaf,
+    /// or show it as a file, and both are done on that shard.
     ///
     /// # Errors
     /// What keeps it from being served.
@@ -166,7 +189,7 @@ impl Estate {
         options: &OpenOptions,
         chain: OpenedChain,
     ) -> Result<Arc<OwnedDisk>, DiskError> {
-        self.attach(options, false, chain).await.map(Arc::new)
+        self.attach(options, false, chain, None).await.map(Arc::new)
     }
 
     fn prepared(&self, spec: &ExportSpec, key: Option<FileKey>) -> Option<OpenedChain> {
@@ -183,39 +206,20 @@ impl Estate {
         options: &OpenOptions,
         throwaway: bool,
         chain: OpenedChain,
+        spare: Option<Spare>,
     ) -> Result<OwnedDisk, DiskError> {
         let path = options.path.clone();
-        let shard = self.quietest();
-        let mailbox = self.shards[shard].clone();
         let size_bytes = Arc::new(AtomicU64::new(chain.size.get()));
         let (read_only, layers) = (chain.read_only, chain.layers.len());
-        // Before anything is waited for, so that two at once do not choose the same shard.
-        self.loads[shard].fetch_add(1, Ordering::Relaxed);
-        let attached = mailbox.attach(Box::new(move |add_file| chain.attach(add_file))).await;
-        let tag = attached.map_err(|error| {
-            self.loads[shard].fetch_sub(1, Ordering::Relaxed);
-            DiskError::Shard { path: path.clone(), error }
-        })?;
-        Ok(OwnedDisk {
-            path,
-            read_only,
-            throwaway,
-            layers,
-            tag,
-            mailbox,
-            shard,
-            size_bytes,
-            users: AtomicUsize::new(1),
-        })
+        let first = self.shards.settle(chain).await;
+        let first = first.map_err(|error| DiskError::Shard { path: path.clone(), error })?;
+        let (tag, mailbox) = (first.tag, first.mailbox.clone());
+        let homes = Arc::new(Homes::new(first, spare));
+        let users = AtomicUsize::new(1);
+        Ok(OwnedDisk { path, read_only, throwaway, layers, tag, mailbox, homes, size_bytes, users })
     }
 
-    /// The shard with the fewest disks.
-    fn quietest(&self) -> usize {
-        let disks = |shard: &usize| self.loads[*shard].load(Ordering::Relaxed);
-        (0..self.shards.len()).min_by_key(disks).expect("there is at least one shard")
-    }
-
-    /// Gives a disk up: if nothing else uses it, its shard makes it durable and closes it.
+    /// Gives a disk up: if nothing else uses it, its shards make it durable and close it.
     ///
     /// # Errors
     /// What kept its last changes from becoming durable.
@@ -224,8 +228,7 @@ impl Estate {
             return Ok(());
         }
         self.lock().retain(|_, other| !Arc::ptr_eq(other, &disk));
-        let closed = disk.mailbox.detach(disk.tag).await;
-        self.loads[disk.shard].fetch_sub(1, Ordering::Relaxed);
+        let closed = disk.homes.leave().await;
         closed.map_err(|why| format!("{}: {why}", disk.path.display()))
     }
 

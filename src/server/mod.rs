@@ -1,11 +1,12 @@
 //! The server of one process: where it listens, what it exports, and how clients get in.
 //!
-//! Handshakes run here, with a deadline; a negotiated connection moves into the shard that owns its
+//! Handshakes run here, with a deadline; a negotiated connection moves into a shard that owns its
 //! disk. Refuses to touch data in the clear: that is the shard's.
 
 mod control;
 mod door;
 mod estate;
+mod homes;
 mod limits;
 mod listen;
 mod passed;

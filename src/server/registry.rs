@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::estate::OwnedDisk;
 use super::words::Words;
 use crate::engine::units::Extent;
-use crate::meter::{Meter, Throttle};
+use crate::meter::{Meter, Meters, Throttle};
 use crate::shard::ExportKey;
 use crate::tls::{Peer, Rule};
 use crate::transport::nbd::{ExportShape, export_of};
@@ -40,8 +40,8 @@ pub struct Seat {
     pub plaintext: bool,
     /// Who may use it; empty for everyone.
     pub allow: Vec<Rule>,
-    /// What its clients did, together.
-    pub meter: Arc<Meter>,
+    /// What its clients did, together: counted by each shard for those of them that it has.
+    pub meter: Meters,
     /// How much they may do in a second.
     pub throttle: Arc<Throttle>,
     /// Most connections.
@@ -57,6 +57,8 @@ pub struct Connection {
     pub id: u64,
     /// Who is there, as far as the transport or TLS tells.
     pub peer: String,
+    /// The shard it is on, from 0.
+    pub shard: usize,
     /// When its handshake ended.
     pub since: Instant,
     /// What it did.

@@ -241,3 +241,27 @@ fn absurd_limits_and_sizes_overflow_nothing() {
         }
     }
 }
+
+#[test]
+fn shards_that_ask_at_once_stand_in_one_line() {
+    const THREADS: u64 = 4;
+    const EACH: u64 = 5_000;
+    let throttle = Throttle::new(rates(0, 1000));
+    let at = Instant::now();
+    let waits: Vec<Duration> = std::thread::scope(|threads| {
+        let ask = || {
+            let late = |ticket| match throttle.admit(at, 1) {
+                Admission::Now => ticket,
+                Admission::Later(last) => Some(last),
+            };
+            (0..EACH).fold(None, |ticket, _| late(ticket))
+        };
+        let asking: Vec<_> = (0..THREADS).map(|_| threads.spawn(ask)).collect();
+        let last = asking.into_iter().filter_map(|thread| thread.join().unwrap());
+        last.map(|ticket| throttle.ops.wait(0, ticket.ops.unwrap())).collect()
+    });
+    // Whoever came last of all has everybody's work in front of it, but for itself and the burst.
+    let most = waits.iter().max().unwrap();
+    let ahead = THREADS * EACH - 1;
+    assert_eq!(most.as_millis(), u128::from(ahead - 100 + 1));
+}

@@ -24,7 +24,7 @@ pub struct ClientSettings {
     pub whole: Option<Arc<AtomicU64>>,
     /// Its bounds.
     pub limits: ClientLimits,
-    /// Counts for all connections of the export. They must be on one shard.
+    /// Counts for all connections of the export that are on the same shard.
     pub export_meter: Arc<Meter>,
     /// Counts for this connection.
     pub meter: Arc<Meter>,
