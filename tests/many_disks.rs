@@ -150,7 +150,7 @@ fn a_shard_without_descriptors_for_another_disk_says_what_would_help_and_serves_
         let few = Rlimit { current: Some(300), maximum: before.maximum };
         setrlimit(Resource::Nofile, few).unwrap();
         let rig = rig(aio);
-        setrlimit(Resource::Nofile, before.clone()).unwrap();
+        setrlimit(Resource::Nofile, before).unwrap();
         let mut tags = Vec::new();
         let refused = loop {
             match family.attach(&rig, tags.len()) {

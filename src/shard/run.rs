@@ -52,6 +52,8 @@ pub(super) struct Shard {
     sockets: Vec<Option<usize>>,
     touched: Vec<usize>,
     stalled: Stalled,
+    /// When all clients were last looked at for what they keep.
+    looked: Instant,
     /// The client called last was refused memory.
     refused: bool,
     /// A client wants to hear at once of the end of its send.
@@ -91,6 +93,7 @@ impl Shard {
             sockets: Vec::new(),
             touched: Vec::new(),
             stalled: Stalled::default(),
+            looked: Instant::now(),
             refused: false,
             hurry: false,
             replies: Vec::new(),
@@ -359,7 +362,9 @@ impl Shard {
         disk.watches.retain(|(watcher, _)| *watcher as usize != key);
         seat.client.closed(&mut self.arena);
         self.stalled.leave(key as u32);
-        self.touched.retain(|other| *other != key);
+        if seat.touched {
+            self.touched.retain(|other| *other != key);
+        }
         self.freed = true;
     }
 
@@ -372,13 +377,17 @@ impl Shard {
             while let Some(key) = self.left.pop() {
                 self.forget(key);
             }
-            for key in std::mem::take(&mut self.touched) {
+            let mut touched = std::mem::take(&mut self.touched);
+            for key in touched.drain(..) {
                 self.call_key(key, |client, cx| client.settle(cx));
                 if let Some(seat) = self.clients.get_mut(key) {
                     seat.touched = false;
                     self.dues.arm(key, seat, self.now);
                 }
             }
+            // Its room is used again.
+            touched.append(&mut self.touched);
+            self.touched = touched;
             let moving = self.disks.are_stirred() || !self.left.is_empty();
             if !moving && !self.unstall() {
                 return;
@@ -468,10 +477,12 @@ impl Shard {
 
     /// While somebody waits for memory, nobody may keep some for a peer that has long owed us.
     fn cut_off_hoarders(&mut self) {
-        if self.stalled.is_empty() {
+        let now = self.now;
+        let again = now.saturating_duration_since(self.looked) >= LOOK_AGAIN;
+        if self.stalled.is_empty() || !again {
             return;
         }
-        let now = self.now;
+        self.looked = now;
         let keys = self.keys_of(|seat| {
             let owing = seat.client.owes_since();
             !seat.leaving
