@@ -1,6 +1,7 @@
 //! Slots with small stable numbers, for operations in flight and sockets.
 //!
-//! Refuses to look anything up by value: a number is an index. Takes no room for what was never used.
+//! Refuses to look anything up by value: a number is an index. Takes no room for
+//! what was never used.
 
 use std::ops::Range;
 
