@@ -6,6 +6,8 @@
 //! `ORLOP_MODEL_LIFE` lives one of them again.
 #![allow(clippy::panic, reason = "a test stops where something is wrong")]
 
+#[path = "nbd_model/ageing.rs"]
+mod ageing;
 #[allow(dead_code)]
 #[path = "crash/bad_leaf.rs"]
 mod bad_leaf;

@@ -28,6 +28,8 @@ use crate::protocols::{self, DISK_BYTES};
 const ASKED_BYTES: usize = 28;
 const READ_BYTES: usize = 20 + 8 + 4096;
 const WROTE_BYTES: usize = 20;
+/// So many disks may lie attached in one shard while one is used.
+const IDLE_DISKS: usize = 500;
 /// Turns of the loop within which a batch is answered.
 const PATIENCE: usize = 100_000;
 
@@ -42,19 +44,20 @@ struct Rig {
 
 /// Counts all of it; nothing where there is no ring.
 pub(crate) fn count_all() {
+    alone();
+    beside_idle_disks();
+}
+
+fn alone() {
     for depth in [1, 32] {
         let read = format!("NBD read of 4 KiB, raw, {depth} at a time, {WITH_KERNEL}");
         let write = format!("NBD write of 4 KiB, raw, {depth} at a time, {WITH_KERNEL}");
         let (warm, turns, each) = (640 / depth, 3200 / depth, depth);
         let ask = |command| protocols::batch(command, depth);
-        let mut rig = match Rig::new() {
-            Ok(rig) => rig,
-            Err(why) => {
-                eprintln!("no ring can be had here: {why}");
-                crate::leave_out(&read);
-                crate::leave_out(&write);
-                continue;
-            }
+        let Some(mut rig) = Rig::try_new(0) else {
+            crate::leave_out(&read);
+            crate::leave_out(&write);
+            continue;
         };
         let request = ask(protocols::NBD_READ);
         debug_assert_eq!(request.len(), ASKED_BYTES * depth as usize);
@@ -66,6 +69,15 @@ pub(crate) fn count_all() {
     }
 }
 
+/// What a shard has besides must cost nobody anything.
+fn beside_idle_disks() {
+    let name = format!("NBD read of 4 KiB, raw, beside {IDLE_DISKS} idle disks, {WITH_KERNEL}");
+    let Some(mut rig) = Rig::try_new(IDLE_DISKS) else { return crate::leave_out(&name) };
+    let request = protocols::batch(protocols::NBD_READ, 1);
+    PathUnderTest { name: &name, warm: 640, turns: 3200, each: 1 }
+        .take(|_| rig.exchange(&request, READ_BYTES));
+}
+
 fn answered<T>(asked: &mut Asked<T>) -> Option<T> {
     match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -74,14 +86,26 @@ fn answered<T>(asked: &mut Asked<T>) -> Option<T> {
 }
 
 impl Rig {
-    fn new() -> std::io::Result<Self> {
+    /// None where there is no ring.
+    fn try_new(idle: usize) -> Option<Self> {
+        let made = Self::new(idle);
+        made.inspect_err(|why| eprintln!("no ring can be had here: {why}")).ok()
+    }
+
+    fn new(idle: usize) -> std::io::Result<Self> {
         let (mailbox, mut shard) =
             Stepped::over_ring(ArenaSize::default(), Duration::from_secs(10))?;
         let place = tempfile::tempdir()?;
         let path = place.path().join("disk.raw");
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.set_len(DISK_BYTES)?;
-        let disk = attach(&mailbox, &mut shard, file.into());
+        let mut one_more = || {
+            Ok::<_, std::io::Error>(attach(&mailbox, &mut shard, OwnedFd::from(file.try_clone()?)))
+        };
+        for _ in 0..idle {
+            one_more()?;
+        }
+        let disk = one_more()?;
         let (ours, peer) = UnixStream::pair()?;
         let window = Extent::new(DiskOffset::new(0), ByteLen::new(DISK_BYTES));
         let settings = ClientSettings {

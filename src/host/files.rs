@@ -4,19 +4,75 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
+use rustix::process::{Resource, getrlimit};
 
 use super::direct::{Grid, Order};
+use super::slab::Slab;
 use super::task::Task;
 use crate::engine::effect::FileId;
 use crate::engine::units::ByteLen;
 
-/// Files a host keeps open at most.
-pub const MAX_FILES: usize = 1024;
+/// Files a host keeps open at most: so many have a [`FileId`].
+pub const MAX_FILES: usize = 1 << 16;
+
+/// Descriptors, and places in the table of a ring, that files leave to connections and to control.
+const KEPT: u64 = 64;
+
+/// There is no room for another file. The disks that are there are none the worse for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OutOfFiles {
+    /// All names are given.
+    #[error(
+        "this I/O thread has {MAX_FILES} image files open and can have no more: start with more \
+         --threads, or attach fewer disks"
+    )]
+    Names,
+    /// The process has nearly all the descriptors it may have.
+    #[error(
+        "of the {limit} files this process may have open only the last {kept} are left, which \
+         are kept for connections: raise LimitNOFILE= of its service, or `ulimit -n`, and start it \
+         again; each image of a chain needs one, some two"
+    )]
+    Descriptors {
+        /// RLIMIT_NOFILE as it was when the host was made.
+        limit: u64,
+        /// The part of it that files do not get.
+        kept: u64,
+    },
+    /// The ring knows nearly as many as it can.
+    #[error(
+        "of the {slots} files this I/O thread's ring can know only the last {kept} are left, \
+         which are kept for connections: start with more --threads or with --aio threads, or \
+         raise LimitNOFILE= of its service, or `ulimit -n`, if it is lower than 65536"
+    )]
+    Slots {
+        /// Places in its table.
+        slots: u32,
+        /// Those that files do not get.
+        kept: u64,
+    },
+}
+
+impl From<OutOfFiles> for io::Error {
+    fn from(error: OutOfFiles) -> Self {
+        Self::new(io::ErrorKind::QuotaExceeded, error)
+    }
+}
+
+/// RLIMIT_NOFILE, which may be none.
+pub(super) fn open_files_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// How many of so many are kept for others than files.
+pub(super) fn kept_of(all: u64) -> u64 {
+    KEPT.min(all / 8)
+}
 
 /// The alignment assumed where the system does not tell; no known device asks for more.
 const UNKNOWN_ALIGN: u32 = 4096;
@@ -232,9 +288,11 @@ impl fmt::Debug for OpenFile {
 }
 
 /// All open files, by the engine's name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FileTable {
-    slots: Vec<Option<Entry>>,
+    entries: Slab<Entry>,
+    /// The limit of descriptors when this was made.
+    limit: u64,
 }
 
 #[derive(Debug)]
@@ -244,35 +302,37 @@ struct Entry {
 }
 
 impl FileTable {
+    /// An empty one, bounded by the limit of descriptors as it is now.
+    pub(super) fn new() -> Self {
+        Self { entries: Slab::new(), limit: open_files_limit() }
+    }
+
     /// Takes a descriptor over.
     pub(super) fn add(&mut self, file: Descriptors) -> io::Result<FileId> {
         if !file.mode.is_sound() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "alignment of the file"));
         }
-        let index = match self.slots.iter().position(Option::is_none) {
-            Some(index) => index,
-            None if self.slots.len() < MAX_FILES => self.slots.len(),
-            None => {
-                return Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()));
-            }
-        };
-        let entry = Entry { file: Arc::new(OpenFile::new(file)?), order: Order::new() };
-        if index == self.slots.len() {
-            self.slots.push(None);
+        if self.entries.len() >= MAX_FILES {
+            return Err(OutOfFiles::Names.into());
         }
-        self.slots[index] = Some(entry);
-        Ok(FileId(index as u16))
+        let kept = kept_of(self.limit);
+        // The system gives the lowest number that is free.
+        if u64::from(file.main.as_raw_fd().unsigned_abs()) >= self.limit - kept {
+            return Err(OutOfFiles::Descriptors { limit: self.limit, kept }.into());
+        }
+        let entry = Entry { file: Arc::new(OpenFile::new(file)?), order: Order::new() };
+        Ok(FileId(self.entries.insert(entry) as u16))
     }
 
     /// The file, while it is open.
     pub(super) fn file(&self, id: FileId) -> Option<&Arc<OpenFile>> {
-        Some(&self.slots.get(usize::from(id.0))?.as_ref()?.file)
+        Some(&self.entries.of(id.0.into())?.file)
     }
 
     /// Forgets a file; its descriptor closes when the last operation in flight is over. Nothing may
     /// wait for its turn any more.
     pub(super) fn remove(&mut self, id: FileId) {
-        if let Some(entry) = self.slots.get_mut(usize::from(id.0)).and_then(Option::take) {
+        if let Some(entry) = self.entries.remove(id.0.into()) {
             debug_assert!(entry.order.is_idle(), "file {id:?} removed under its writes");
         }
     }
@@ -280,8 +340,7 @@ impl FileTable {
     /// Lets a task run now, or keeps it until a conflicting write is over.
     pub(super) fn admit(&mut self, task: Task) -> Option<Task> {
         let Some(claim) = task.claim() else { return Some(task) };
-        let slot = self.slots.get_mut(usize::from(task.file_id().0));
-        let Some(entry) = slot.and_then(Option::as_mut) else { return Some(task) };
+        let Some(entry) = self.entries.of_mut(task.file_id().0.into()) else { return Some(task) };
         let (ticket, mut task) = entry.order.admit(claim, task)?;
         task.set_ticket(ticket);
         Some(task)
@@ -290,8 +349,7 @@ impl FileTable {
     /// Takes note that a task is over; tells which others may run now.
     pub(super) fn release(&mut self, task: &Task) -> Vec<Task> {
         let Some(ticket) = task.ticket() else { return Vec::new() };
-        let slot = self.slots.get_mut(usize::from(task.file_id().0));
-        let Some(entry) = slot.and_then(Option::as_mut) else { return Vec::new() };
+        let Some(entry) = self.entries.of_mut(task.file_id().0.into()) else { return Vec::new() };
         let started = entry.order.release(ticket);
         let with_ticket = |(ticket, mut task): (_, Task)| {
             task.set_ticket(ticket);

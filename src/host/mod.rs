@@ -38,7 +38,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 pub use event::{Event, HangUp, PollId, ReceiveInto, SendList, SendPiece, SocketId};
-pub use files::{Descriptors, MAX_FILES, OpenMode};
+pub use files::{Descriptors, MAX_FILES, OpenMode, OutOfFiles};
 pub use wake::Waker;
 
 use crate::engine::effect::{Effect, FileId};
@@ -209,7 +209,7 @@ impl Host {
     /// Takes an open file over. See [`OpenMode::probe`].
     ///
     /// # Errors
-    /// Too many files, an unsound mode, or a descriptor that is missing.
+    /// [`OutOfFiles`], an unsound mode, or a descriptor that is missing.
     pub fn add_file(&mut self, file: Descriptors) -> io::Result<FileId> {
         match self {
             Self::Uring(host) => host.add_file(file),

@@ -5,11 +5,13 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::iter::successors;
 
 use io_uring::register::{Probe, Restriction};
 use io_uring::squeue::EntryMarker;
 use io_uring::{Builder, IoUring, opcode, squeue};
 
+use super::files::open_files_limit;
 use super::memory::Memory;
 use super::uring::ring::Ring;
 
@@ -19,8 +21,12 @@ const SUBMISSIONS: u32 = 512;
 /// completions does not overflow while the shard is busy.
 const COMPLETIONS: u32 = 4096;
 
-/// Sizes tried for the table of registered files, which RLIMIT_NOFILE bounds.
-const SLOTS: [u32; 3] = [4096, 1024, 256];
+/// Places in the table of registered files: at most so many, and as RLIMIT_NOFILE allows. The
+/// kernel takes 8 bytes for each, or 16 if it is old; we take none before one is used.
+const SLOTS_MOST: u32 = 1 << 16;
+/// With fewer nothing can be done. A kernel that has less memory, or allows less, is
+/// asked for half, and so on.
+const SLOTS_LEAST: u32 = 256;
 
 /// IORING_REGISTER_FILES_UPDATE: the one registration allowed after the start.
 const REGISTER_FILES_UPDATE: u8 = 6;
@@ -107,7 +113,9 @@ fn create<S: EntryMarker>() -> io::Result<(IoUring<S>, String)> {
 
 fn register_files(ring: &Ring) -> io::Result<u32> {
     let mut failure = None;
-    for slots in SLOTS {
+    let most = u32::try_from(open_files_limit()).map_or(SLOTS_MOST, |limit| limit.min(SLOTS_MOST));
+    let half = |slots: &u32| Some(slots / 2).filter(|slots| *slots >= SLOTS_LEAST);
+    for slots in successors(Some(most), half) {
         let sparse = ring.submitter().register_files_sparse(slots);
         // Kernels before 5.19 know no sparse table, but take one full of empty entries.
         let empty = || ring.submitter().register_files(&vec![-1; slots as usize]);

@@ -75,7 +75,7 @@ impl Threads {
         epoll::add(&epoll, pool.bell.waker.fd(), epoll::EventData::new_u64(ANSWERS), edge)?;
         Ok(Self {
             memory,
-            files: FileTable::default(),
+            files: FileTable::new(),
             pool,
             sockets: Slab::new(),
             polls: Slab::new(),

@@ -34,10 +34,10 @@ use rustix::io::Errno;
 use super::Counters;
 use super::blocking::{self, SLICES_MAX, erase_mode};
 use super::event::{Event, ReceiveInto, SendList};
-use super::files::{Descriptors, FileTable};
+use super::files::{Descriptors, FileTable, OutOfFiles, kept_of};
 use super::memory::Memory;
 use super::ring_setup::{self, Setup};
-use super::slab::Slab;
+use super::slab::{Numbers, Slab};
 use super::task::{Call, Task, TaskName, Via, Work};
 use super::wake::Waker;
 use crate::engine::effect::{FileId, IoError, Outcome};
@@ -60,7 +60,9 @@ pub struct Uring {
     files: FileTable,
     /// Registered-file slots of each file: itself, and its cached twin.
     file_slots: Vec<[Option<Fixed>; 2]>,
-    free_slots: Vec<u32>,
+    /// Size of the table of registered files.
+    slots: u32,
+    free_slots: Numbers,
     operations: Slab<Operation>,
     sockets: Slab<Socket>,
     polls: Slab<Poll>,
@@ -171,16 +173,17 @@ impl Uring {
         let waker = Waker::new(EventfdFlags::empty())?;
         let Setup { ring, slots, registered_memory, description } =
             ring_setup::build(&memory, commands)?;
-        let mut free_slots: Vec<u32> = (0..slots).rev().collect();
-        let wake_slot = Fixed(free_slots.pop().unwrap_or(0));
+        let mut free_slots = Numbers::below(slots);
+        let wake_slot = Fixed(free_slots.take().unwrap_or(0));
         ring.submitter().register_files_update(wake_slot.0, &[waker.fd().as_raw_fd()])?;
         let can_skip = ring.params().is_feature_skip_cqe_on_success();
         let host = Self {
             ring,
             memory,
             registered_memory,
-            files: FileTable::default(),
+            files: FileTable::new(),
             file_slots: Vec::new(),
+            slots,
             free_slots,
             operations: Slab::new(),
             sockets: Slab::new(),
@@ -207,6 +210,10 @@ impl Uring {
     }
 
     pub(super) fn add_file(&mut self, file: Descriptors) -> io::Result<FileId> {
+        let kept = kept_of(self.slots.into());
+        if self.free_slots.left() as u64 <= kept {
+            return Err(OutOfFiles::Slots { slots: self.slots, kept }.into());
+        }
         let id = self.files.add(file)?;
         let Some(file) = self.files.file(id).map(Arc::clone) else {
             return Err(Errno::BADF.into());
@@ -218,6 +225,7 @@ impl Uring {
                 Ok(taken) => *slot = Some(taken),
                 Err(error) => {
                     self.files.remove(id);
+                    slots.into_iter().flatten().for_each(|taken| self.give_slot(taken));
                     return Err(error);
                 }
             }
@@ -238,9 +246,9 @@ impl Uring {
     }
 
     fn take_slot(&mut self, fd: i32) -> io::Result<Fixed> {
-        let slot = self.free_slots.pop().ok_or(Errno::MFILE)?;
+        let slot = self.free_slots.take().ok_or(Errno::MFILE)?;
         if let Err(error) = self.ring.submitter().register_files_update(slot, &[fd]) {
-            self.free_slots.push(slot);
+            self.free_slots.give(slot);
             return Err(error);
         }
         Ok(Fixed(slot))
@@ -250,7 +258,7 @@ impl Uring {
         // Entries that name the slot and were not submitted yet must not meet the next file in it.
         let _kept_on_failure = self.submit_all();
         if self.ring.submitter().register_files_update(slot.0, &[-1]).is_ok() {
-            self.free_slots.push(slot.0);
+            self.free_slots.give(slot.0);
         }
     }
 

@@ -197,6 +197,13 @@ impl Cause {
             Self::Io { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
                 "check the permissions of the file, or open it with --read-only".to_owned()
             }
+            Self::Io { error, .. }
+                if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) =>
+            {
+                "each image of a chain takes a descriptor: raise LimitNOFILE= of the service, or \
+                 `ulimit -n`, and start it again"
+                    .to_owned()
+            }
             Self::Io { .. } => "check the file system and the kernel's log".to_owned(),
             Self::NotFound => "check the path".to_owned(),
             Self::NoDirectory => "make the directory first, or check the path".to_owned(),

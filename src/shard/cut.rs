@@ -72,7 +72,7 @@ impl Shard {
                 let _ = told.send(self.pivot(disk, leaf));
             }
             (Step::Release(told), Some(disk)) => {
-                self.disks[disk].disk.release();
+                self.disks.touch(disk).disk.release();
                 let _ = told.send(Ok(()));
             }
         }
@@ -85,7 +85,7 @@ impl Shard {
             files.push(file);
             Ok(file)
         });
-        let seat = &mut self.disks[disk];
+        let seat = self.disks.touch(disk);
         let taken =
             made.and_then(|(leaf, file)| seat.disk.pivot(leaf, file).map_err(io::Error::other));
         match &taken {

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::disks::{DiskSeat, Farewell, Last};
 use super::mailbox::{DiskTag, ExportKey};
 use super::run::Shard;
-use super::seats::{ClientSeat, Detach, DiskSeat, Farewell, Last};
+use super::seats::ClientSeat;
 
 /// How far the shard is on its way out.
 pub(super) enum Phase {
@@ -43,8 +44,9 @@ impl Shard {
             Phase::Serving | Phase::Flushing(_) => None,
         };
         let drains = self.drains.iter().map(|drain| drain.deadline);
-        let detached = self.disks.iter().filter(|(_, seat)| seat.clients > 0);
-        let detaches = detached.filter_map(|(_, seat)| Some(seat.detach.as_ref()?.deadline));
+        let going = self.disks.going().iter().map(|place| &self.disks[*place]);
+        let waiting = going.filter(|seat| seat.clients > 0);
+        let detaches = waiting.filter_map(|seat| Some(seat.detach()?.deadline));
         shutdown.into_iter().chain(drains).chain(detaches).min()
     }
 
@@ -54,25 +56,23 @@ impl Shard {
     }
 
     pub(super) fn begin_detach(&mut self, tag: DiskTag, answer: Farewell) {
-        let Some((disk, seat)) = self.disks.iter_mut().find(|(_, seat)| seat.tag == tag) else {
+        let Some(disk) = self.disks.place_of(tag) else {
             let _ = answer.send(Err("there is no such disk any more".to_owned()));
             return;
         };
-        if let Some(detach) = &mut seat.detach {
-            detach.answers.push(answer);
+        if !self.disks.let_go(disk, self.now + self.drain_limit, answer) {
             return;
         }
-        seat.detach = Some(Detach { deadline: self.now + self.drain_limit, answers: vec![answer] });
         // What is held would never end.
-        self.disks[disk].disk.release();
+        self.disks.touch(disk).disk.release();
         self.forget_reads(disk);
         self.drain_clients(|seat| seat.disk == disk);
     }
 
     pub(super) fn begin_shutdown(&mut self, answer: Farewell) {
         self.phase = Phase::Draining(self.now + self.drain_limit, answer);
-        for disk in self.places() {
-            self.disks[disk].disk.release();
+        for disk in self.disks.places() {
+            self.disks.touch(disk).disk.release();
             self.forget_reads(disk);
         }
         self.drain_clients(|_| true);
@@ -83,7 +83,9 @@ impl Shard {
         if !self.drains.is_empty() {
             self.advance_drains();
         }
-        self.advance_detaches();
+        if !self.disks.going().is_empty() {
+            self.advance_detaches();
+        }
         !self.is_serving() && self.advance_shutdown()
     }
 
@@ -103,16 +105,11 @@ impl Shard {
     }
 
     fn advance_detaches(&mut self) {
-        if !self.disks.iter().any(|(_, seat)| seat.detach.is_some()) {
-            return;
-        }
-        for disk in self.places() {
-            let (now, limit) = (self.now, self.drain_limit);
-            let seat = &mut self.disks[disk];
-            let Some(Detach { deadline, .. }) = &mut seat.detach else { continue };
+        for disk in Vec::from_iter(self.disks.going().iter().copied()) {
+            let seat = &self.disks[disk];
             if seat.clients > 0 {
-                if *deadline <= now {
-                    *deadline = now + limit;
+                if seat.detach().is_some_and(|detach| detach.deadline <= self.now) {
+                    self.disks.put_off(disk, self.now + self.drain_limit);
                     self.cut_clients(|seat| seat.disk == disk);
                 }
             } else if seat.last == Last::No {
@@ -132,10 +129,10 @@ impl Shard {
         }
         let result = result.clone();
         let seat = self.disks.remove(disk);
-        for file in seat.files {
-            self.host.remove_file(file);
+        for file in &seat.files {
+            self.host.remove_file(*file);
         }
-        for answer in seat.detach.into_iter().flat_map(|detach| detach.answers) {
+        for answer in seat.into_answers() {
             let _ = answer.send(result.clone());
         }
     }
@@ -146,7 +143,7 @@ impl Shard {
             Phase::Draining(deadline, answer) => {
                 if self.clients.is_empty() {
                     self.phase = Phase::Flushing(answer);
-                    for disk in self.places() {
+                    for disk in self.disks.places() {
                         if self.disks[disk].last == Last::No {
                             self.commit_last(disk);
                         }
@@ -165,12 +162,12 @@ impl Shard {
             Phase::Flushing(answer) => {
                 let over = |last: &Last| matches!(last, Last::Over(_));
                 let busy =
-                    |seat: &DiskSeat| !over(&seat.last) || seat.own > 0 || seat.detach.is_some();
-                if self.disks.iter().any(|(_, seat)| busy(seat)) {
+                    |seat: &DiskSeat| !over(&seat.last) || seat.own > 0 || seat.detach().is_some();
+                if self.disks.iter().any(busy) {
                     self.phase = Phase::Flushing(answer);
                     return false;
                 }
-                let fault = self.disks.iter().find_map(|(_, seat)| match &seat.last {
+                let fault = self.disks.iter().find_map(|seat| match &seat.last {
                     Last::Over(Err(fault)) => Some(fault.clone()),
                     _ => None,
                 });
@@ -178,10 +175,6 @@ impl Shard {
                 true
             }
         }
-    }
-
-    fn places(&self) -> Vec<usize> {
-        self.disks.iter().map(|(disk, _)| disk).collect()
     }
 
     fn drain_clients(&mut self, which: impl Fn(&ClientSeat) -> bool) {

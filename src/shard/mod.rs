@@ -5,6 +5,7 @@
 
 mod client;
 mod cut;
+mod disks;
 mod ending;
 mod mailbox;
 mod nudge;

@@ -3,24 +3,19 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::oneshot;
 
+use super::disks::Last;
 use super::mailbox::DiskTag;
 use super::run::Shard;
-use super::seats::Last;
 use crate::engine::request::{Answer, Fault, FaultKind, Request, RequestId, Segment};
 use crate::engine::units::{ByteLen, Extent};
 use crate::host::memory::Lease;
 
 /// The longest range one [`super::Mailbox::read`] may ask for.
 pub const READ_MAX: ByteLen = ByteLen::new(1 << 20);
-/// Metadata older than this is committed without being asked for. It is committed at once when the
-/// last client has gone: many a program copies a disk and hangs up without a flush, and what nobody
-/// can ask for any more need not wait.
-const COMMIT_AGE: Duration = Duration::from_secs(30);
 /// Reads that may wait for memory.
 const MAX_WAITING: usize = 64;
 /// The key of requests the shard makes for itself.
@@ -62,8 +57,7 @@ impl Shard {
         if !self.is_serving() {
             return None;
         }
-        let found = self.disks.iter().find(|(_, seat)| seat.tag == tag && seat.detach.is_none());
-        found.map(|(disk, _)| disk)
+        self.disks.place_of(tag).filter(|place| self.disks[*place].detach().is_none())
     }
 
     pub(super) fn read(&mut self, tag: DiskTag, extent: Extent, answer: ReadAnswer) {
@@ -128,13 +122,13 @@ impl Shard {
 
     /// Starts the commit after which a disk may go.
     pub(super) fn commit_last(&mut self, disk: usize) {
-        self.disks[disk].last = Last::UnderWay;
+        self.disks.touch(disk).last = Last::UnderWay;
         self.submit_own(disk, Own::Last, Request::Flush);
     }
 
     pub(super) fn submit_own(&mut self, disk: usize, own: Own, request: Request) {
         let slot = self.own.under_way.insert(own);
-        let seat = &mut self.disks[disk];
+        let seat = self.disks.touch(disk);
         seat.own += 1;
         seat.disk.submit(RequestId(u64::from(OWN) << 32 | slot as u64), request);
     }
@@ -142,7 +136,7 @@ impl Shard {
     /// Takes a disk's answer to a request of the shard's own.
     pub(super) fn own_answered(&mut self, disk: usize, slot: u32, result: Result<Answer, Fault>) {
         let own = self.own.under_way.remove(slot as usize);
-        let seat = &mut self.disks[disk];
+        let seat = self.disks.touch(disk);
         seat.own -= 1;
         if let Err(fault) = &result {
             tracing::warn!(%fault, "a request of the shard itself failed");
@@ -182,28 +176,10 @@ impl Shard {
 
     /// Commits metadata that has been dirty for long, or that nobody is left to ask for.
     pub(super) fn age(&mut self) {
-        let mut old = Vec::new();
-        let serving = self.is_serving();
-        for (disk, seat) in &mut self.disks {
-            if !seat.disk.has_dirty_metadata() || seat.disk.stopped().is_some() {
-                seat.dirty_since = None;
-                continue;
-            }
-            let since = *seat.dirty_since.get_or_insert(self.now);
-            // A disk that goes is committed on its way out. One that cannot be committed just now
-            // (its device is full) is not tried again and again.
-            let left = seat.clients == 0 && seat.detach.is_none() && serving;
-            let left = left && !seat.commit_failed;
-            if (left || self.now - since >= COMMIT_AGE) && !seat.committing {
-                seat.committing = true;
-                seat.dirty_since = None;
-                old.push(disk);
-            }
-        }
-        for disk in old {
+        for disk in self.disks.fall_due(self.now, self.is_serving()) {
             self.submit_own(disk, Own::Age, Request::Flush);
         }
-        if self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
+        if self.disks.are_stirred() {
             self.pump();
         }
     }

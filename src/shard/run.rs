@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::client::{Client, Context, Fate};
+use super::disks::{DiskSeat, Disks};
 use super::ending::{Drain, Phase};
 use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
 use super::nudge::{Belfry, Nudge};
 use super::own::{OWN, OwnRequests};
 use super::reader::ReaderSeat;
-use super::seats::{ClientSeat, DiskSeat, Dues, Line};
+use super::seats::{ClientSeat, Dues, Line};
 use super::stalled::{Class, Stalled};
 use super::watch::{Changes, Next};
 use crate::engine::request::{Answer, Fault, RequestId};
@@ -21,7 +22,7 @@ use crate::host::{Event, Host, SocketId};
 
 /// How long a peer may keep memory waiting that others want.
 const OWING_LIMIT: Duration = Duration::from_secs(15);
-/// How often disks with dirty metadata, and peers that keep memory, are looked at.
+/// How often peers that keep memory, and what was left over for another turn, are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// So often what was done at once may lead to more of the kind in one turn, before the system is
@@ -32,7 +33,7 @@ const READY_ROUNDS: usize = 4;
 pub(super) struct Shard {
     pub(super) host: Host,
     pub(super) arena: Arena,
-    pub(super) disks: Slab<DiskSeat>,
+    pub(super) disks: Disks,
     pub(super) clients: Slab<ClientSeat>,
     pub(super) readers: Slab<ReaderSeat>,
     pub(super) own: OwnRequests,
@@ -51,6 +52,8 @@ pub(super) struct Shard {
     sockets: Vec<Option<usize>>,
     touched: Vec<usize>,
     stalled: Stalled,
+    /// When all clients were last looked at for what they keep.
+    looked: Instant,
     /// The client called last was refused memory.
     refused: bool,
     /// A client wants to hear at once of the end of its send.
@@ -76,7 +79,7 @@ impl Shard {
         Self {
             host,
             arena,
-            disks: Slab::new(),
+            disks: Disks::default(),
             clients: Slab::new(),
             readers: Slab::new(),
             own: OwnRequests::default(),
@@ -90,6 +93,7 @@ impl Shard {
             sockets: Vec::new(),
             touched: Vec::new(),
             stalled: Stalled::default(),
+            looked: Instant::now(),
             refused: false,
             hurry: false,
             replies: Vec::new(),
@@ -146,7 +150,7 @@ impl Shard {
     fn may_defer_sent(&mut self) -> bool {
         let hurry = std::mem::take(&mut self.hurry);
         let ends = !self.is_serving() || !self.drains.is_empty();
-        let goes = self.disks.iter().any(|(_, seat)| seat.detach.is_some());
+        let goes = !self.disks.going().is_empty();
         !hurry && !ends && !goes && self.stalled.is_empty() && !self.reads_wait()
     }
 
@@ -173,15 +177,16 @@ impl Shard {
 
     /// When the next turn is due, if nothing happens before.
     pub(super) fn next_look(&self) -> Option<Instant> {
-        let dirty = self.disks.iter().any(|(_, seat)| seat.dirty_since.is_some());
-        let look = (dirty || !self.stalled.is_empty()).then(|| self.now + LOOK_AGAIN);
-        [look, self.dues.first(), self.next_deadline()].into_iter().flatten().min()
+        let again = self.disks.are_touched() || !self.stalled.is_empty();
+        let look = again.then(|| self.now + LOOK_AGAIN);
+        let times = [look, self.disks.next_due(), self.dues.first(), self.next_deadline()];
+        times.into_iter().flatten().min()
     }
 
     fn dispatch(&mut self, event: Event) {
         match event {
             Event::Effect { tag, id, outcome } => {
-                self.disks[tag as usize].disk.complete(id, outcome);
+                self.disks.touch(tag as usize).disk.complete(id, outcome);
             }
             Event::Received { socket, into, result } => {
                 self.call(socket, |client, cx| client.received(cx, into, result));
@@ -231,7 +236,7 @@ impl Shard {
         match made {
             Ok(disk) => {
                 let tag = DiskTag(std::mem::replace(&mut self.attached, attached));
-                self.disks.insert(DiskSeat::new(tag, disk, files));
+                self.disks.insert(tag, disk, files);
                 Ok(tag)
             }
             Err(error) => {
@@ -242,8 +247,7 @@ impl Shard {
     }
 
     fn connect(&mut self, new: NewClient) {
-        let disk = self.disks.iter().find(|(_, seat)| seat.tag == new.disk);
-        let Some((disk, leaving)) = disk.map(|(disk, seat)| (disk, seat.detach.is_some())) else {
+        let Some(disk) = self.disks.place_of(new.disk) else {
             tracing::warn!(disk = new.disk.0, "a client wants a disk that is gone");
             return;
         };
@@ -257,8 +261,9 @@ impl Shard {
                 }
             },
         };
-        let draining = leaving || self.is_draining(new.export);
-        self.disks[disk].clients += 1;
+        let seat = self.disks.touch(disk);
+        seat.clients += 1;
+        let draining = seat.detach().is_some() || self.is_draining(new.export);
         let key = self.clients.insert(ClientSeat {
             client: new.client,
             disk,
@@ -301,7 +306,7 @@ impl Shard {
         if seat.leaving {
             return;
         }
-        let DiskSeat { disk, watches, .. } = &mut self.disks[seat.disk];
+        let DiskSeat { disk, watches, .. } = self.disks.touch(seat.disk);
         let mut cx = Context {
             host: &mut self.host,
             arena: &mut self.arena,
@@ -352,32 +357,38 @@ impl Shard {
     fn forget(&mut self, key: usize) {
         let mut seat = self.clients.remove(key);
         self.dues.disarm(key, &mut seat);
-        self.disks[seat.disk].clients -= 1;
-        self.disks[seat.disk].watches.retain(|(watcher, _)| *watcher as usize != key);
+        let disk = self.disks.touch(seat.disk);
+        disk.clients -= 1;
+        disk.watches.retain(|(watcher, _)| *watcher as usize != key);
         seat.client.closed(&mut self.arena);
         self.stalled.leave(key as u32);
-        self.touched.retain(|other| *other != key);
+        if seat.touched {
+            self.touched.retain(|other| *other != key);
+        }
         self.freed = true;
     }
 
     /// Lets disks and clients go on until nothing moves any more.
     pub(super) fn pump(&mut self) {
         loop {
-            while self.disks.iter().any(|(_, seat)| seat.disk.has_output()) {
+            while self.disks.are_stirred() {
                 self.pump_disks();
             }
             while let Some(key) = self.left.pop() {
                 self.forget(key);
             }
-            for key in std::mem::take(&mut self.touched) {
+            let mut touched = std::mem::take(&mut self.touched);
+            for key in touched.drain(..) {
                 self.call_key(key, |client, cx| client.settle(cx));
                 if let Some(seat) = self.clients.get_mut(key) {
                     seat.touched = false;
                     self.dues.arm(key, seat, self.now);
                 }
             }
-            let moving = self.disks.iter().any(|(_, seat)| seat.disk.has_output());
-            let moving = moving || !self.left.is_empty();
+            // Its room is used again.
+            touched.append(&mut self.touched);
+            self.touched = touched;
+            let moving = self.disks.are_stirred() || !self.left.is_empty();
             if !moving && !self.unstall() {
                 return;
             }
@@ -386,14 +397,15 @@ impl Shard {
 
     fn pump_disks(&mut self) {
         let mut replies = std::mem::take(&mut self.replies);
-        for (place, seat) in &mut self.disks {
-            while let Some(effect) = seat.disk.poll_effect() {
-                self.host.start(place as u32, effect);
+        let host = &mut self.host;
+        self.disks.for_each_stirred(|place, disk| {
+            while let Some(effect) = disk.poll_effect() {
+                host.start(place as u32, effect);
             }
-            while let Some(reply) = seat.disk.poll_reply() {
+            while let Some(reply) = disk.poll_reply() {
                 replies.push((place, reply.id, reply.result));
             }
-        }
+        });
         for (place, id, result) in replies.drain(..) {
             let (key, slot) = ((id.0 >> 32) as u32, id.0 as u32);
             if key == OWN {
@@ -417,7 +429,7 @@ impl Shard {
     fn go_on_with_changes(&mut self) {
         for (id, next) in self.changes.over() {
             match next {
-                Next::Submit(disk, request) => self.disks[disk].disk.submit(id, request),
+                Next::Submit(disk, request) => self.disks.touch(disk).disk.submit(id, request),
                 Next::Tell(result) => {
                     let (key, slot) = ((id.0 >> 32) as usize, id.0 as u32);
                     self.call_key(key, |client, cx| client.replied(cx, slot, result));
@@ -465,10 +477,12 @@ impl Shard {
 
     /// While somebody waits for memory, nobody may keep some for a peer that has long owed us.
     fn cut_off_hoarders(&mut self) {
-        if self.stalled.is_empty() {
+        let now = self.now;
+        let again = now.saturating_duration_since(self.looked) >= LOOK_AGAIN;
+        if self.stalled.is_empty() || !again {
             return;
         }
-        let now = self.now;
+        self.looked = now;
         let keys = self.keys_of(|seat| {
             let owing = seat.client.owes_since();
             !seat.leaving

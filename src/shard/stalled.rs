@@ -3,7 +3,7 @@
 //! Small requests and large ones wait apart: a client that reads 4 KiB must not stand behind
 //! hundreds that announced 64 MiB each and never send them. Refuses to know how much there is.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use crate::host::memory::Arena;
 
@@ -31,43 +31,42 @@ impl Class {
 /// The queues. A client is in one of them, once, or in none.
 #[derive(Debug, Default)]
 pub(super) struct Stalled {
-    queues: [VecDeque<u32>; 3],
+    /// Who has which number, in each queue.
+    queues: [BTreeMap<u64, u32>; 3],
+    /// Where each of them stands.
+    places: BTreeMap<u32, (Class, u64)>,
+    /// Numbers given so far.
+    numbers: u64,
 }
 
 impl Stalled {
-    const fn queue(&self, class: Class) -> &VecDeque<u32> {
-        &self.queues[class as usize]
-    }
-
     /// Who waits longest.
     pub(super) fn front(&self, class: Class) -> Option<u32> {
-        self.queue(class).front().copied()
+        self.queues[class as usize].first_key_value().map(|(_, key)| *key)
     }
 
     /// Whether nobody waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.queues.iter().all(VecDeque::is_empty)
+        self.places.is_empty()
     }
 
     /// Keeps its place, or takes the last one.
     pub(super) fn wait(&mut self, key: u32, class: Class) {
-        if self.queue(class).contains(&key) {
+        if self.places.get(&key).is_some_and(|(waits, _)| *waits == class) {
             return;
         }
         // What it waited for before was refused meanwhile: in front there, it would be in the way.
         self.leave(key);
-        self.queues[class as usize].push_back(key);
+        self.queues[class as usize].insert(self.numbers, key);
+        self.places.insert(key, (class, self.numbers));
+        self.numbers += 1;
     }
 
     /// Waits no more; whether it did.
     pub(super) fn leave(&mut self, key: u32) -> bool {
-        let mut did = false;
-        for queue in &mut self.queues {
-            let before = queue.len();
-            queue.retain(|other| *other != key);
-            did |= queue.len() < before;
-        }
-        did
+        let Some((class, number)) = self.places.remove(&key) else { return false };
+        self.queues[class as usize].remove(&number);
+        true
     }
 }
 

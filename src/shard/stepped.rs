@@ -6,6 +6,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::disks::DiskSeat;
 use super::mailbox::{Mailbox, unstarted};
 use super::run::Shard;
 use crate::host::memory::{Arena, ArenaSize};
@@ -82,9 +83,8 @@ impl Stepped {
     /// Requests at disks, and operations at the host, that are not over.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        let at_disk = |(_, seat): (usize, &super::seats::DiskSeat)| {
-            seat.disk.in_flight() + seat.disk.effects_in_flight() + seat.own
-        };
+        let at_disk =
+            |seat: &DiskSeat| seat.disk.in_flight() + seat.disk.effects_in_flight() + seat.own;
         self.shard.disks.iter().map(at_disk).sum::<usize>() + self.shard.host.in_flight()
     }
 }

@@ -90,7 +90,7 @@ fn live(align: u32, seed: u64) {
     let file = tempfile::tempfile().unwrap();
     let mut model = dice.bytes(30_000 + dice_len(seed));
     file.write_all_at(&model, 0).unwrap();
-    let mut files = FileTable::default();
+    let mut files = FileTable::new();
     let direct = align > 1;
     let mode = OpenMode { direct, mem_align: align, offset_align: align, device: false };
     let id = files
@@ -184,7 +184,7 @@ fn tasks_move_everything_through_unkind_calls() {
 
 #[test]
 fn positions_beyond_all_files_are_refused() {
-    let mut files = FileTable::default();
+    let mut files = FileTable::new();
     let fd = OwnedFd::from(tempfile::tempfile().unwrap());
     let id: FileId = files.add(Descriptors::new(fd, OpenMode::BUFFERED)).unwrap();
     let name = TaskName { tag: 0, id: EffectId(0), file: id };
