@@ -114,9 +114,10 @@ impl Vdi {
             return Ok(());
         }
         let why = format!("the file {stray:?} in its SR is a child of it");
-        Err(Failure::new(Kind::NotPermitted, format!("VDI {}", self.uuid), why)
-            .advise("move that file out of the SR; or make it a VDI: rename it to a fresh uuid \
-                     and .vhd"))
+        Err(Failure::new(Kind::NotPermitted, format!("VDI {}", self.uuid), why).advise(
+            "move that file out of the SR; or make it a VDI: rename it to a fresh uuid \
+                     and .vhd",
+        ))
     }
 
     /// What we know beyond its data, for whoever would build on it.
@@ -241,12 +242,7 @@ impl Catalogue {
     }
 
     /// Finds out who is whose parent.
-    pub(super) fn assemble(
-        sr: SrUuid,
-        found: Found,
-        unfinished: Unfinished,
-        space: Space,
-    ) -> Self {
+    pub(super) fn assemble(sr: SrUuid, found: Found, unfinished: Unfinished, space: Space) -> Self {
         let Found { raws, strays, mut findings, obscure } = found;
         let mut by_identity: HashMap<[u8; 16], Vec<VdiUuid>> = HashMap::new();
         for (uuid, raw) in &raws {

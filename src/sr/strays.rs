@@ -25,7 +25,8 @@ use crate::image::Format;
 pub(super) const STRAYS_MAX: usize = 4096;
 
 /// What becomes of an image that is no VDI.
-const WAYS: &str = "to make it a VDI rename it to a fresh uuid and .vhd, else move it out of the SR";
+const WAYS: &str =
+    "to make it a VDI rename it to a fresh uuid and .vhd, else move it out of the SR";
 
 /// What a file under a name that is no VDI's holds.
 #[derive(Clone, Debug)]
@@ -81,7 +82,8 @@ fn has_footer(store: &dyn Store, name: &str, len: u64) -> Result<bool, FactsErro
     for at in [len - most as u64, 0] {
         let mut bytes = [0; FOOTER_BYTES];
         store.read(name, FileOffset::new(at), &mut bytes[..most])?;
-        let is_one = |bytes: &[u8]| !matches!(Footer::parse(bytes), Err(FooterError::Cookie { .. }));
+        let is_one =
+            |bytes: &[u8]| !matches!(Footer::parse(bytes), Err(FooterError::Cookie { .. }));
         // Old ones have 511 bytes.
         if is_one(&bytes) || is_one(&bytes[1..]) {
             return Ok(true);

@@ -8,7 +8,7 @@ use orlop::image::{NewImage, NewKind, OpenOptions, create};
 use super::lot::{Lot, vdi};
 
 /// What another program would make.
-fn child_of(parent: &Path, path: &Path) {
+pub(crate) fn child_of(parent: &Path, path: &Path) {
     let parent = Some(OpenOptions { read_only: true, ..OpenOptions::new(parent) });
     let (path, kind) = (path.to_owned(), NewKind::dynamic());
     create(&NewImage { path, size: None, kind, parent, uuid: None, replace: false }).unwrap();
