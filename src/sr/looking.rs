@@ -422,7 +422,8 @@ impl Sides<'_> {
         let problem = |what: &str| {
             format!(
                 "it is {what} of a VDI whose data are not here; if they were moved aside, give \
-                 them back their name before the SR is attached again, which removes this file"
+                 them back their name; unless some file has the VDI's uuid in its name, this one \
+                 goes when the SR is attached again"
             )
         };
         let records = self.records.keys().filter(is_one);

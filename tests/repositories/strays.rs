@@ -284,10 +284,20 @@ fn who_misses_a_parent_is_told_which_file_it_is() {
     assert_eq!(broken.len(), 2);
     assert!(broken.iter().all(|found| found.problem.contains("base.old")), "{broken:?}");
     // Its record lies there alone.
-    let name = base.with_extension("orlop").file_name().unwrap().to_str().unwrap().to_owned();
-    assert!(problem(&lot, &name).unwrap().contains("data are not here"));
+    let record = base.with_extension("orlop");
+    let name = record.file_name().unwrap().to_str().unwrap();
+    assert!(problem(&lot, name).unwrap().contains("data are not here"));
     std::fs::rename(&aside, &base).unwrap();
     assert_eq!(lot.scan().findings, []);
+    // It stays while a file has its uuid in the name, and goes with the last of them.
+    for (aside, stays) in [(base.with_extension("vhd.old"), true), (aside, false)] {
+        std::fs::rename(&base, &aside).unwrap();
+        lot.done(Command::SrDetach { sr: lot.sr });
+        lot.done(lot.sr_attach());
+        assert_eq!(record.exists(), stays);
+        std::fs::rename(&aside, &base).unwrap();
+        assert_eq!(lot.scan().findings, []);
+    }
 }
 
 #[test]
