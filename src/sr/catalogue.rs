@@ -357,8 +357,8 @@ fn find_parent(
     }
 }
 
-/// All data files that an image without a VDI's name may mean by its parent: it may lie anywhere, so
-/// its name decides nothing.
+/// All data files that an image without a VDI's name may mean by its parent: it may lie anywhere,
+/// so its name decides nothing.
 fn possible_parents(
     raws: &BTreeMap<VdiUuid, Raw>,
     by_identity: &HashMap<[u8; 16], Vec<VdiUuid>>,

@@ -106,7 +106,8 @@ impl Repository {
         catalogue.unfinished.check_none(&place)?;
         if let Some((vdi, why)) = left.first() {
             let why = format!("the data of the deleted VDI {vdi} are still there: {why}");
-            return Err(Failure::new(Kind::Busy, place, why));
+            return Err(Failure::new(Kind::Busy, place, why)
+                .advise("wait until they are no longer used, or move such a file out of the SR"));
         }
         if let (Some(why), Some((vdi, _))) = (&catalogue.obscure, catalogue.vdis.first_key_value())
         {

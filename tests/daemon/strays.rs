@@ -28,7 +28,7 @@ fn a_copy_in_the_sr_is_told_and_keeps_what_it_needs() {
     let told = house.done(&["sr", "gc", "sr"]);
     assert!(told.contains("before the update.vhd") && told.contains("merged 0"), "{told}");
     assert!(at.join(format!("{base}.vhd")).exists());
-    // A child of what is a VDI: that is neither written nor grown, and its deletion says what stays.
+    // A child of what is a VDI: that is neither written nor grown, and who deletes it is told.
     let path = at.join(format!("{source}.vhd"));
     let child = at.join("child.vhd");
     house.done(&["create", child.to_str().unwrap(), "--parent", path.to_str().unwrap()]);
