@@ -16,6 +16,8 @@ mod observe;
 mod sim;
 #[path = "control_crash/stage.rs"]
 mod stage;
+#[path = "control_crash/strays.rs"]
+mod strays;
 #[path = "control_crash/two_hosts.rs"]
 mod two_hosts;
 

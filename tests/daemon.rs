@@ -14,6 +14,8 @@ mod house;
 mod places;
 #[path = "support/scripts.rs"]
 mod scripts;
+#[path = "daemon/strays.rs"]
+mod strays;
 #[path = "daemon/verbs.rs"]
 mod verbs;
 #[path = "daemon/waking.rs"]

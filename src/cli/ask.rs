@@ -236,7 +236,10 @@ impl Scan {
     /// What is wrong with the data file of a VDI whose uuid begins so.
     fn broken(&self, word: &str) -> Option<&Finding> {
         let lower = word.to_ascii_lowercase();
-        let is_data = |name: &str| name.ends_with(".vhd") || name.ends_with(".raw");
+        let is_data = |name: &str| {
+            let stem = name.strip_suffix(".vhd").or(name.strip_suffix(".raw"));
+            stem.is_some_and(|stem| stem.parse::<VdiUuid>().is_ok())
+        };
         self.findings.iter().find(|finding| {
             !lower.is_empty() && finding.name.starts_with(&lower) && is_data(&finding.name)
         })
@@ -265,6 +268,9 @@ pub(super) struct Vdi {
     pub(super) read_only: bool,
     #[serde(default)]
     pub(super) parent: Option<String>,
+    /// Files that are no VDIs and need its data.
+    #[serde(default)]
+    pub(super) strays: Vec<String>,
     #[serde(default)]
     pub(super) format: String,
     #[serde(default)]

@@ -45,6 +45,8 @@ pub struct Listed {
     pub read_only: bool,
     /// The VDI whose data it needs.
     pub parent: Option<VdiUuid>,
+    /// Images under names that are no VDI's, and that are children of it.
+    pub strays: Vec<String>,
     /// The format of its data.
     pub format: DataFormat,
     /// What else is known of it.
@@ -83,6 +85,7 @@ impl From<Vdi> for Listed {
             shareable: vdi.record.shareable,
             read_only: vdi.read_only,
             parent: vdi.parent,
+            strays: vdi.strays,
             format: vdi.format,
             record: vdi.record,
         }

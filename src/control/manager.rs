@@ -394,13 +394,10 @@ impl Control {
         let read_only = match mode {
             AttachMode::ReadOnly => return Ok(true),
             AttachMode::Auto => vdi.read_only,
-            AttachMode::ReadWrite if vdi.read_only => {
-                vdi.known_record()?;
-                let why = "it may only be read: it is a snapshot, or others depend on it";
-                return Err(Failure::new(Kind::NotPermitted, format!("VDI {}", vdi.uuid), why)
-                    .advise("attach it read-only, or write to a clone of it"));
+            AttachMode::ReadWrite => {
+                vdi.writable()?;
+                false
             }
-            AttachMode::ReadWrite => false,
         };
         if !read_only {
             let host = &self.around.host;

@@ -151,6 +151,7 @@ fn of_listed(vdi: &Listed) -> Value {
         "shareable": vdi.shareable,
         "read_only": vdi.read_only,
         "parent": vdi.parent.map(|parent| parent.to_string()),
+        "strays": vdi.strays,
         "format": vdi.format.to_string(),
         "label": record.label,
         "description": record.description,

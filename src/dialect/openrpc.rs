@@ -108,6 +108,7 @@ fn listing_schema() -> Value {
         ("shareable", flag.clone()),
         ("read_only", flag.clone()),
         ("parent", some_uuid.clone()),
+        ("strays", list(&text)),
         ("format", text.clone()),
         ("label", text.clone()),
         ("description", text.clone()),

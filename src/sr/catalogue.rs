@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::facts::{Facts, ParentClaim};
 use super::failure::{Failure, Kind};
-use super::names::{DataFormat, SrUuid, VdiUuid, data_name, record_name};
+use super::names::{DataFormat, Named, SrUuid, VdiUuid, data_name, record_name};
 use super::record::{Lease, VdiRecord};
 use super::store::Space;
+use super::strays::Stray;
 use super::unfinished::Unfinished;
 use crate::engine::units::ByteLen;
 
@@ -39,6 +40,8 @@ pub struct Vdi {
     pub parent: Option<VdiUuid>,
     /// Its children, hidden ones included.
     pub children: Vec<VdiUuid>,
+    /// Images under names that are no VDI's, and that are children of it too.
+    pub strays: Vec<String>,
     /// Who holds its lock.
     pub lock: Lock,
     /// What we know beyond its data.
@@ -80,6 +83,43 @@ impl Vdi {
             .advise("let the holder unlock it, or force the lock if the holder is dead"))
     }
 
+    /// Whether others need its data.
+    pub fn is_needed(&self) -> bool {
+        !self.children.is_empty() || !self.strays.is_empty()
+    }
+
+    /// Refuses when it may only be read, and says why.
+    ///
+    /// # Errors
+    /// [`Kind::NotPermitted`]; [`Kind::Corrupt`] when nobody knows whether it may be written.
+    pub fn writable(&self) -> Result<(), Failure> {
+        if !self.read_only {
+            return Ok(());
+        }
+        self.known_record()?;
+        self.free_of_strays()?;
+        let why = "it may only be read: it is a snapshot, or others depend on it";
+        Err(Failure::new(Kind::NotPermitted, format!("VDI {}", self.uuid), why)
+            .advise("attach it read-only, or write to a clone of it"))
+    }
+
+    /// Refuses when nothing but images that are no VDIs keeps it from being written. It gets no
+    /// children of ours then, which would keep it so when those are gone.
+    ///
+    /// # Errors
+    /// [`Kind::NotPermitted`], with one of them.
+    pub fn free_of_strays(&self) -> Result<(), Failure> {
+        let Some(stray) = self.strays.first() else { return Ok(()) };
+        if !self.children.is_empty() || self.record.read_only {
+            return Ok(());
+        }
+        let why = format!("the file {stray:?} in its SR is a child of it");
+        Err(Failure::new(Kind::NotPermitted, format!("VDI {}", self.uuid), why).advise(
+            "move that file out of the SR; or make it a VDI: rename it to a fresh uuid \
+                     and .vhd",
+        ))
+    }
+
     /// What we know beyond its data, for whoever would build on it.
     ///
     /// # Errors
@@ -119,13 +159,22 @@ pub struct Catalogue {
     pub vdis: BTreeMap<VdiUuid, Vdi>,
     /// What is wrong.
     pub findings: Vec<Finding>,
-    /// Whether there is a VHD that cannot be read, so that nobody can tell whose child it is. Until
-    /// that is mended nothing is removed or merged that could be its parent.
-    pub obscure: bool,
+    /// Why nobody can tell of every file whose child it is: there is a VHD that cannot be read.
+    /// Until that is mended nothing is removed or merged that could be its parent.
+    pub obscure: Option<String>,
     /// Operations of others that are not over.
     pub unfinished: Unfinished,
     /// The space there is.
     pub space: Space,
+}
+
+/// What lies in an SR, before it is known who is whose parent.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) raws: BTreeMap<VdiUuid, Raw>,
+    pub(super) strays: Vec<Stray>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) obscure: Option<String>,
 }
 
 /// A data file, before its relations are known.
@@ -193,14 +242,8 @@ impl Catalogue {
     }
 
     /// Finds out who is whose parent.
-    pub(super) fn assemble(
-        sr: SrUuid,
-        raws: BTreeMap<VdiUuid, Raw>,
-        mut findings: Vec<Finding>,
-        obscure: bool,
-        unfinished: Unfinished,
-        space: Space,
-    ) -> Self {
+    pub(super) fn assemble(sr: SrUuid, found: Found, unfinished: Unfinished, space: Space) -> Self {
+        let Found { raws, strays, mut findings, obscure } = found;
         let mut by_identity: HashMap<[u8; 16], Vec<VdiUuid>> = HashMap::new();
         for (uuid, raw) in &raws {
             if let Some(identity) = raw.facts.identity {
@@ -213,10 +256,19 @@ impl Catalogue {
             let Some(claim) = &raw.facts.parent else { continue };
             match find_parent(&raws, &by_identity, *uuid, claim) {
                 Ok(parent) => drop(parents.insert(*uuid, parent)),
-                Err(problem) => drop(broken.insert(*uuid, problem)),
+                Err(problem) => {
+                    let moved = moved_aside(&strays, claim).unwrap_or_default();
+                    broken.insert(*uuid, problem + &moved);
+                }
             }
         }
         spread(&raws, &parents, &mut broken);
+        let mut needed: Vec<(VdiUuid, String)> = Vec::new();
+        for stray in strays {
+            let meant = possible_parents(&raws, &by_identity, &stray);
+            findings.push(stray.finding(&meant));
+            needed.extend(meant.into_iter().map(|parent| (parent, stray.name.clone())));
+        }
         let mut vdis = BTreeMap::new();
         for (uuid, raw) in raws {
             let parent = parents.get(&uuid).copied();
@@ -232,6 +284,12 @@ impl Catalogue {
         for (child, parent) in &parents {
             if let Some(parent) = vdis.get_mut(parent) {
                 parent.children.push(*child);
+                parent.read_only = true;
+            }
+        }
+        for (parent, stray) in needed {
+            if let Some(parent) = vdis.get_mut(&parent) {
+                parent.strays.push(stray);
                 parent.read_only = true;
             }
         }
@@ -257,6 +315,7 @@ impl Raw {
             hidden: self.facts.hidden || record.hidden,
             parent,
             children: Vec::new(),
+            strays: Vec::new(),
             lock: self.lock,
             record,
             record_lost,
@@ -296,6 +355,34 @@ fn find_parent(
         (None, [_]) => Err("it names itself as its parent".to_owned()),
         (None, _) => Err(format!("several images could be its parent {shown:?}")),
     }
+}
+
+/// All data files that an image without a VDI's name may mean by its parent: it may lie anywhere,
+/// so its name decides nothing.
+fn possible_parents(
+    raws: &BTreeMap<VdiUuid, Raw>,
+    by_identity: &HashMap<[u8; 16], Vec<VdiUuid>>,
+    stray: &Stray,
+) -> Vec<VdiUuid> {
+    let Some(claim) = &stray.facts.parent else { return Vec::new() };
+    if let Some(identity) = claim.identity {
+        return by_identity.get(&identity).cloned().unwrap_or_default();
+    }
+    match Named::of(last_part(&claim.name)) {
+        Named::Data(vdi, DataFormat::Raw) => {
+            raws.get(&vdi).filter(|raw| raw.format == DataFormat::Raw).map(|_| vdi)
+        }
+        _ => None,
+    }
+    .into_iter()
+    .collect()
+}
+
+/// Where the parent of a broken VDI may be after all.
+fn moved_aside(strays: &[Stray], claim: &ParentClaim) -> Option<String> {
+    let identity = claim.identity?;
+    let stray = strays.iter().find(|stray| stray.facts.identity == Some(identity))?;
+    Some(format!("; the file {:?} has its identity: give it back its name", stray.name))
 }
 
 /// Why nothing is the parent of an identity: whoever restored another image under its name is to

@@ -172,17 +172,19 @@ impl Store for Directory {
         let mut entries = Vec::new();
         for entry in Dir::new(rustix::fs::openat(&self.dir, ".", flags, Mode::empty())?)? {
             let entry = entry?;
-            // A name that is not UTF-8 is none of ours.
-            let Ok(name) = entry.file_name().to_str() else { continue };
+            let name = entry.file_name().to_string_lossy();
             if name == "." || name == ".." {
                 continue;
             }
+            // A name that is not UTF-8 is none of ours.
+            let is_text = entry.file_name().to_str().is_ok();
             let kind = match entry.file_type() {
+                FileType::RegularFile | FileType::Unknown if !is_text => EntryKind::Nameless,
                 FileType::RegularFile => EntryKind::Data,
                 FileType::Unknown => EntryKind::Unknown,
                 other => EntryKind::Other(words_for(other)),
             };
-            entries.push(Entry { name: name.to_owned(), kind, file: Some(entry.ino()) });
+            entries.push(Entry { name: name.into_owned(), kind, file: Some(entry.ino()) });
         }
         Ok(entries)
     }

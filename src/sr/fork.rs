@@ -27,6 +27,11 @@ pub trait Cut {
         true
     }
 
+    /// Whether it may be written to while it is cut.
+    fn is_written(&self) -> bool {
+        self.is_served()
+    }
+
     /// A hold comes soon: what was written may begin to become durable, while the children are
     /// made. Must not wait for it.
     fn expect(&mut self) {}
@@ -72,6 +77,10 @@ impl Cut for Idle {
 pub struct Still;
 
 impl Cut for Still {
+    fn is_written(&self) -> bool {
+        false
+    }
+
     fn hold(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -105,7 +114,7 @@ impl Repository {
         record_of: impl FnOnce(&Vdi) -> Result<VdiRecord, Failure>,
         cut: &mut dyn Cut,
     ) -> Result<(), Failure> {
-        let catalogue = self.may_fork(source, dest)?;
+        let catalogue = self.may_fork(source, dest, cut)?;
         let vdi = catalogue.visible(source)?;
         let record = record_of(vdi)?;
         let record = VdiRecord {
@@ -137,7 +146,7 @@ impl Repository {
         record_of: impl FnOnce(&Vdi) -> Result<VdiRecord, Failure>,
         cut: &mut dyn Cut,
     ) -> Result<(), Failure> {
-        let catalogue = self.may_fork(source, dest)?;
+        let catalogue = self.may_fork(source, dest, cut)?;
         let vdi = catalogue.visible(source)?;
         let record = record_of(vdi)?;
         record.check()?;
@@ -169,12 +178,25 @@ impl Repository {
         claim.map(Some).map_err(|error| self.failed("claim it", &error))
     }
 
-    fn may_fork(&self, source: VdiUuid, dest: VdiUuid) -> Result<Catalogue, Failure> {
+    fn may_fork(
+        &self,
+        source: VdiUuid,
+        dest: VdiUuid,
+        cut: &dyn Cut,
+    ) -> Result<Catalogue, Failure> {
         self.ready()?;
         let catalogue = self.glance(&[source, dest])?;
         catalogue.visible(source)?;
         catalogue.untouched(source)?;
-        catalogue.visible(source)?.known_record()?;
+        let vdi = catalogue.visible(source)?;
+        vdi.known_record()?;
+        vdi.free_of_strays()?;
+        if vdi.read_only && cut.is_written() {
+            let why = "it is being written, though others depend on it: an image that names it as \
+                       its parent was put beside it meanwhile";
+            return Err(Failure::new(Kind::Busy, format!("VDI {source}"), why)
+                .advise("detach it first (vdi_detach)"));
+        }
         self.check_free(&catalogue, dest)?;
         let depth = catalogue.chain(source)?.len();
         if depth >= CHAIN_MAX {

@@ -3,8 +3,8 @@
 //! A hidden parent with one child takes in the child's data and then the child's place. Until it
 //! does, the child hides in the parent what the merge changes there, so every prefix of a merge is
 //! neutral to whoever reads. Refuses to touch anything above which a disk is in use, what another
-//! program has claimed, what an unfinished operation names, a parent with a second child, and a
-//! parent that somebody sees.
+//! program has claimed, what an unfinished operation names, a parent with a second child, a parent
+//! that somebody sees, and whatever an image that is no VDI names as its parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -50,10 +50,9 @@ impl Repository {
             collected.removed.extend(self.prune(in_use, &mut collected.left)?);
             let catalogue = self.scan()?;
             collected.space.1 = taken(&catalogue);
-            if catalogue.obscure {
+            if let Some(why) = &catalogue.obscure {
                 let hidden = catalogue.vdis.values().filter(|vdi| vdi.hidden);
-                let why = "there is a VHD that cannot be read, which may be a child of it";
-                collected.left.extend(hidden.map(|vdi| (vdi.uuid, why.to_owned())));
+                collected.left.extend(hidden.map(|vdi| (vdi.uuid, why.clone())));
                 return Ok(collected);
             }
             let usable = Usable { in_use, claimed: &claimed };
@@ -87,7 +86,10 @@ impl Repository {
             let garbage = catalogue.vdis.values().find(|vdi| {
                 is_garbage(&catalogue, vdi) && !in_use(vdi.uuid) && !stays.contains(&vdi.uuid)
             });
-            let Some(vdi) = garbage else { return Ok(removed) };
+            let Some(vdi) = garbage else {
+                left.extend(kept_for_strays(&catalogue));
+                return Ok(removed);
+            };
             stays.insert(vdi.uuid);
             if let Some(why) = catalogue.unfinished.keeps(vdi.uuid) {
                 left.push((vdi.uuid, why.to_owned()));
@@ -186,7 +188,18 @@ fn taken(catalogue: &Catalogue) -> ByteLen {
 
 /// Whether nobody sees it and nobody needs it.
 fn is_garbage(catalogue: &Catalogue, vdi: &Vdi) -> bool {
-    vdi.hidden && vdi.children.is_empty() && !catalogue.obscure
+    vdi.hidden && !vdi.is_needed() && catalogue.obscure.is_none()
+}
+
+/// What nobody sees, and no VDI needs, but an image that is none.
+fn kept_for_strays(catalogue: &Catalogue) -> impl Iterator<Item = (VdiUuid, String)> {
+    let childless = catalogue.vdis.values().filter(|vdi| vdi.hidden && vdi.children.is_empty());
+    childless.filter_map(|vdi| Some((vdi.uuid, kept_for(vdi)?)))
+}
+
+fn kept_for(vdi: &Vdi) -> Option<String> {
+    let stray = vdi.strays.first()?;
+    Some(format!("the file {stray:?}, which is no VDI's, is a child of {}", vdi.uuid))
 }
 
 /// What may not be merged, beyond what the catalogue tells.
@@ -221,6 +234,10 @@ fn obstacle(
 ) -> Option<String> {
     if let Some(why) = usable.claimed.get(&parent.uuid) {
         return Some(why.clone());
+    }
+    // Of the child too: its children would have to be told of their new parent.
+    if let Some(why) = kept_for(parent).or_else(|| kept_for(child)) {
+        return Some(why);
     }
     let mut above = vec![parent.uuid];
     while let Some(uuid) = above.pop() {

@@ -74,6 +74,7 @@ fn may_grow(vdi: &Vdi, parent: Option<&Vdi>, size: ByteLen) -> Result<(), Failur
     if !vdi.children.is_empty() {
         return refused(Kind::NotPermitted, "others depend on its content".to_owned());
     }
+    vdi.free_of_strays()?;
     if vdi.read_only {
         return refused(Kind::NotPermitted, "it is read-only".to_owned());
     }

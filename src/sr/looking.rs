@@ -4,15 +4,16 @@
 //! looked at as closely, of the others only whether they are still the same files under the same
 //! names. So a program of others' that changes a VDI in place, behind our back and without a
 //! rename, is noticed by the next scan, not by every glance. Where other hosts may do that a glance
-//! looks at everything, and so does whatever takes data away.
+//! looks at everything, and so does whatever takes data away. Files under names that are no VDI's
+//! are few, and nobody keeps rules with them: everybody looks at all of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::catalogue::{Catalogue, Finding, Lock, Raw};
+use super::catalogue::{Catalogue, Finding, Found, Lock, Raw};
 use super::facts::{self, Facts};
 use super::failure::{Failure, Kind};
 use super::fields::FIELDS_MAX_BYTES;
@@ -21,6 +22,7 @@ use super::names::{DataFormat, Named, VdiUuid, aside_of, data_name, lease_name, 
 use super::record::VdiRecord;
 use super::repository::{Repository, since_epoch};
 use super::store::{self, Entry, EntryKind, Stamp};
+use super::strays::{self, STRAYS_MAX, Stray};
 
 /// Below this age a stamp does not tell whether the file changed again: clocks are coarse.
 const STAMP_AGE: Duration = Duration::from_secs(2);
@@ -44,6 +46,7 @@ struct Cached<T> {
 struct Seen {
     facts: HashMap<(VdiUuid, DataFormat), Cached<Facts>>,
     records: HashMap<VdiUuid, Cached<VdiRecord>>,
+    strays: HashMap<String, Cached<strays::Content>>,
     parents: HashMap<VdiUuid, VdiUuid>,
 }
 
@@ -105,8 +108,24 @@ impl Closely<'_> {
 struct Look {
     old: Arc<Seen>,
     new: Seen,
-    findings: Vec<Finding>,
+    found: Found,
     clock: StoreClock,
+}
+
+impl Look {
+    fn find(&mut self, finding: Finding) {
+        self.found.findings.push(finding);
+    }
+
+    /// Finds something that may be anybody's child.
+    fn find_obscure(&mut self, finding: Finding) {
+        let why = || {
+            let Finding { name, problem, .. } = &finding;
+            format!("it may have a child that cannot be told: {name}: {problem}")
+        };
+        self.found.obscure.get_or_insert_with(why);
+        self.find(finding);
+    }
 }
 
 impl Repository {
@@ -181,35 +200,79 @@ impl Repository {
         let space = self.store.space().map_err(|e| self.failed("measure it", &e))?;
         let unfinished = self.unfinished(&entries);
         let sides = Sides::of(&entries);
-        let mut raws = BTreeMap::new();
-        let mut obscure = !sides.twice.is_empty();
-        let mut look =
-            Look { old, new: Seen::default(), findings: Vec::new(), clock: StoreClock::default() };
+        let (new, found) = (Seen::default(), Found::default());
+        let mut look = Look { old, new, found, clock: StoreClock::default() };
         look.new.facts.reserve(sides.data.len());
         for data in &sides.data {
             match self.look(data, &sides, closely.includes(data.vdi), &mut look) {
-                Ok(Some(raw)) => drop(raws.insert(data.vdi, raw)),
+                Ok(Some(raw)) => drop(look.found.raws.insert(data.vdi, raw)),
                 // It went while we looked.
                 Ok(None) => {}
                 Err(problem) => {
                     let name = data_name(data.vdi, data.format);
-                    look.findings.push(Finding { name, broken: Some(data.vdi), problem });
+                    let finding = Finding { name, broken: Some(data.vdi), problem };
                     let readable = !matches!(data.kind, EntryKind::Other(_));
-                    obscure |= readable && data.format == DataFormat::Vhd;
+                    if readable && data.format == DataFormat::Vhd {
+                        look.find_obscure(finding);
+                    } else {
+                        look.find(finding);
+                    }
                 }
             }
         }
         for vdi in &sides.twice {
-            raws.remove(vdi);
+            look.found.raws.remove(vdi);
             let problem = "there are data of this VDI in two formats".to_owned();
-            look.findings.push(Finding { name: vdi.to_string(), broken: Some(*vdi), problem });
+            look.find_obscure(Finding { name: vdi.to_string(), broken: Some(*vdi), problem });
         }
-        let Look { mut new, findings, .. } = look;
-        let catalogue = Catalogue::assemble(self.sr, raws, findings, obscure, unfinished, space);
+        self.look_at_strays(&sides, &mut look);
+        for (name, problem) in sides.orphans() {
+            look.find(finding(name, problem));
+        }
+        let Look { mut new, found, .. } = look;
+        let catalogue = Catalogue::assemble(self.sr, found, unfinished, space);
         let parents = catalogue.vdis.values().filter_map(|vdi| Some((vdi.uuid, vdi.parent?)));
         new.parents = parents.collect();
         self.known().keep(new, since);
         Ok(catalogue)
+    }
+
+    /// Looks at what lies under names that are no VDI's, for images among it.
+    fn look_at_strays(&self, sides: &Sides, look: &mut Look) {
+        for Entry { name, kind, .. } in sides.others.iter().take(STRAYS_MAX) {
+            match kind {
+                EntryKind::Nameless => look.find_obscure(strays::nameless(name.clone())),
+                EntryKind::Other(words) => look.find(strays::no_file(name.clone(), words)),
+                EntryKind::Data | EntryKind::Unknown => self.look_at_stray(name, look),
+            }
+        }
+        if let Some(first) = sides.others.get(STRAYS_MAX) {
+            let count = sides.others.len() - STRAYS_MAX;
+            look.find_obscure(strays::too_many(first.name.clone(), count));
+        }
+    }
+
+    fn look_at_stray(&self, name: &str, look: &mut Look) {
+        let stamp = match self.store.stamp(name) {
+            Ok(stamp) => stamp,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            // No file, as the list could not tell.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
+            Err(error) => {
+                return look.find_obscure(strays::unreadable(name.to_owned(), &error.to_string()));
+            }
+        };
+        let read = || strays::read(self.store.as_ref(), name, &stamp).map_err(|e| e.to_string());
+        let (old, new) = (&look.old.strays, &mut look.new.strays);
+        match cached(old, new, name.to_owned(), stamp, read) {
+            Err(why) => look.find_obscure(strays::unreadable(name.to_owned(), &why)),
+            Ok(content) => {
+                if let strays::Content::Image(facts) = &*content {
+                    let facts = Facts::clone(facts);
+                    look.found.strays.push(Stray { name: name.to_owned(), facts });
+                }
+            }
+        }
     }
 
     /// Looks at one data file and what lies beside it. `None`: it is not there any more.
@@ -246,7 +309,7 @@ impl Repository {
             match self.record_of(vdi, file, &look.old.records, &mut look.new.records) {
                 Ok(found) => record = Ok(VdiRecord::clone(&found)),
                 Err(problem) => {
-                    look.findings.push(finding(record_name(vdi), problem.clone()));
+                    look.find(finding(record_name(vdi), problem.clone()));
                     record = Err(problem);
                 }
             }
@@ -255,7 +318,7 @@ impl Repository {
         if let Some(name) = sides.lock_of(vdi).filter(|_| closely) {
             lock = self.lock_in(&name, &look.clock);
             if let Lock::Unknown(problem) = &lock {
-                look.findings.push(finding(lease_name(vdi), problem.clone()));
+                look.find(finding(lease_name(vdi), problem.clone()));
             }
         }
         let facts = Facts::clone(&facts);
@@ -302,8 +365,12 @@ struct Data {
 
 /// What lies in a store, by what it is.
 #[derive(Default)]
-struct Sides {
+struct Sides<'a> {
     data: Vec<Data>,
+    /// What is no VDI's; first what is called a VHD.
+    others: Vec<&'a Entry>,
+    /// Whether a verb may be making or removing what lies beside data.
+    changing: bool,
     twice: BTreeSet<VdiUuid>,
     records: HashMap<VdiUuid, Option<u64>>,
     leases: BTreeSet<VdiUuid>,
@@ -311,10 +378,15 @@ struct Sides {
     asides: HashMap<VdiUuid, String>,
 }
 
-impl Sides {
-    fn of(entries: &[Entry]) -> Self {
+impl<'a> Sides<'a> {
+    fn of(entries: &'a [Entry]) -> Self {
         let mut sides = Self::default();
-        for Entry { name, kind, file } in entries {
+        for entry in entries {
+            let Entry { name, kind, file } = entry;
+            if *kind == EntryKind::Nameless {
+                sides.others.push(entry);
+                continue;
+            }
             match Named::of(name) {
                 Named::Data(vdi, format) => {
                     sides.data.push(Data { vdi, format, kind: *kind, file: *file });
@@ -324,9 +396,16 @@ impl Sides {
                 Named::Temporary => {
                     sides.asides.extend(aside_of(name).map(|vdi| (vdi, name.clone())));
                 }
-                Named::Intent(_) | Named::Sr | Named::Foreign => {}
+                Named::Intent(_) => sides.changing = true,
+                // Directories of others' and the like are none of anybody's concern here.
+                Named::Foreign
+                    if matches!(kind, EntryKind::Other(_)) && !strays::is_called_vhd(name) => {}
+                Named::Foreign => sides.others.push(entry),
+                Named::Sr => {}
             }
         }
+        // Those that are likely images must not be lost in a crowd, and each scan tells the same.
+        sides.others.sort_by_key(|entry| (!strays::is_called_vhd(&entry.name), &entry.name));
         sides.data.sort_unstable_by_key(|data| data.vdi);
         let pairs = sides.data.windows(2).filter(|pair| pair[0].vdi == pair[1].vdi);
         sides.twice = pairs.map(|pair| pair[0].vdi).collect();
@@ -334,7 +413,25 @@ impl Sides {
     }
 }
 
-impl Sides {
+impl Sides<'_> {
+    /// What tells of VDIs that have no data.
+    fn orphans(&self) -> Vec<(String, String)> {
+        let is_one = |vdi: &&VdiUuid| {
+            !self.changing && self.data.binary_search_by_key(*vdi, |data| data.vdi).is_err()
+        };
+        let problem = |what: &str| {
+            format!(
+                "it is {what} of a VDI whose data are not here; if they were moved aside, give \
+                 them back their name; unless some file has the VDI's uuid in its name, this one \
+                 goes when the SR is attached again"
+            )
+        };
+        let records = self.records.keys().filter(is_one);
+        let records = records.map(|vdi| (record_name(*vdi), problem("the record")));
+        let leases = self.leases.iter().filter(is_one);
+        records.chain(leases.map(|vdi| (lease_name(*vdi), problem("the lock")))).collect()
+    }
+
     /// The file that tells who holds a VDI's lock. One that is aside is held until it is known that
     /// it goes: its host may have died there, and gives it its name back.
     fn lock_of(&self, vdi: VdiUuid) -> Option<String> {
@@ -359,7 +456,7 @@ fn kept<K: Copy + Eq + Hash, T>(
 
 /// What was read before, if the file is still the same and was not too young to tell. What could
 /// not be read is tried anew: storage comes back.
-fn cached<K: Copy + Eq + Hash, T>(
+fn cached<K: Clone + Eq + Hash, T>(
     old: &HashMap<K, Cached<T>>,
     new: &mut HashMap<K, Cached<T>>,
     key: K,

@@ -35,6 +35,7 @@ mod removal;
 mod repository;
 mod stale;
 pub mod store;
+mod strays;
 mod unfinished;
 
 pub use catalogue::{CHAIN_MAX, Catalogue, Finding, Lock, Vdi};

@@ -151,6 +151,15 @@ impl Named {
     }
 }
 
+/// The VDIs whose uuids stand somewhere in a name that is not ours, however spelt: it may be that
+/// of their data, moved aside.
+pub(super) fn mentioned_in(name: &str) -> impl Iterator<Item = VdiUuid> {
+    const UUID_LEN: usize = 36;
+    let foreign = Named::of(name) == Named::Foreign && name.len() > UUID_LEN;
+    let starts = if foreign { 0..name.len() - UUID_LEN + 1 } else { 0..0 };
+    starts.filter_map(|at| name.get(at..at + UUID_LEN)?.parse().ok())
+}
+
 /// The name of a VDI's data.
 pub fn data_name(vdi: VdiUuid, format: DataFormat) -> String {
     format!("{vdi}.{}", format.ending())
@@ -204,7 +213,10 @@ pub(super) fn is_temporary_of(name: &str, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{DataFormat, Named, SrUuid, VdiUuid, data_name, is_temporary_of, temporary_name};
+    use super::{
+        DataFormat, Named, SrUuid, VdiUuid, data_name, is_temporary_of, mentioned_in,
+        temporary_name,
+    };
 
     const TEXT: &str = "98de866e-b035-4b1a-a571-613bff542b89";
 
@@ -228,6 +240,18 @@ mod tests {
             assert!(text.parse::<SrUuid>().is_err(), "{text}");
         }
         assert!(format!("{{{TEXT}}}").parse::<SrUuid>().is_err());
+    }
+
+    #[test]
+    fn what_was_moved_aside_tells_whose_data_it_is() {
+        let vdi: VdiUuid = TEXT.parse().unwrap();
+        let upper = format!("{}.VHD", TEXT.to_uppercase());
+        for name in [&*format!("{TEXT}.vhd.bak"), &*format!("copy \u{e9} of {TEXT}"), &*upper] {
+            assert_eq!(mentioned_in(name).collect::<Vec<_>>(), [vdi], "{name}");
+        }
+        for name in [&*format!("{TEXT}.orlop"), "golden.vhd", &*TEXT.replace('-', "")] {
+            assert_eq!(mentioned_in(name).count(), 0, "{name}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::fields::FIELDS_MAX_BYTES;
 use super::intent::Intent;
 use super::names::{
     DataFormat, Named, VdiUuid, aside_of, data_name, intent_name, is_temporary_of, lease_name,
-    record_name,
+    mentioned_in, record_name,
 };
 use super::repository::Repository;
 use super::store::{self, Claim, DirOp, Entry};
@@ -98,11 +98,14 @@ impl Repository {
     }
 
     /// Removes temporaries, unless an intent that is left may still need them, and records and
-    /// locks of VDIs that are gone.
+    /// locks of VDIs that are gone. Not of those whose data somebody may have moved aside: a
+    /// snapshot without its record would come back as a disk to write to.
     fn sweep(&self, needed: bool) -> io::Result<()> {
         let entries = self.store.list()?;
         let data: BTreeSet<VdiUuid> = entries.iter().filter_map(data_of).collect();
         let intents: BTreeSet<VdiUuid> = entries.iter().filter_map(intent_of).collect();
+        let aside: BTreeSet<VdiUuid> =
+            entries.iter().flat_map(|entry| mentioned_in(&entry.name)).collect();
         let mut swept = false;
         for entry in &entries {
             let goes = match Named::of(&entry.name) {
@@ -111,7 +114,8 @@ impl Repository {
                 }
                 // Another host may have written its record a moment before its data.
                 Named::Record(vdi) | Named::Lease(vdi) => {
-                    !self.shared && intents.is_empty() && !data.contains(&vdi)
+                    let here = data.contains(&vdi) || aside.contains(&vdi);
+                    !self.shared && intents.is_empty() && !here
                 }
                 _ => false,
             };

@@ -33,10 +33,14 @@ impl Repository {
             return self.hide(found);
         }
         // Another program may be serving it: hidden, it would get its flag in the middle of a file
-        // that grows, and the next collection would take it.
+        // that grows, and the next collection would take it. Also where an image that is no VDI is
+        // its child: whoever made that may know nothing of parents that must not change.
         let claim = self.store.claim(&found.data_name());
         let _claim = claim.map_err(|error| self.failed("claim it", &error))?;
-        if catalogue.obscure { self.hide(found) } else { self.remove(vdi, found.format) }
+        if catalogue.obscure.is_some() || !found.strays.is_empty() {
+            return self.hide(found);
+        }
+        self.remove(vdi, found.format)
     }
 
     /// Removes the data of a VDI that nobody depends on, and what lies beside them.
@@ -102,7 +106,14 @@ impl Repository {
         catalogue.unfinished.check_none(&place)?;
         if let Some((vdi, why)) = left.first() {
             let why = format!("the data of the deleted VDI {vdi} are still there: {why}");
-            return Err(Failure::new(Kind::Busy, place, why));
+            return Err(Failure::new(Kind::Busy, place, why)
+                .advise("wait until they are no longer used, or move such a file out of the SR"));
+        }
+        if let (Some(why), Some((vdi, _))) = (&catalogue.obscure, catalogue.vdis.first_key_value())
+        {
+            let why = format!("the data of the deleted VDI {vdi} are still there: {why}");
+            return Err(Failure::new(Kind::NotEmpty, place, why)
+                .advise("mend that file, or move it out of the SR"));
         }
         self.remove_ours().map_err(|error| self.failed("remove what is left of it", &error))
     }

@@ -97,6 +97,9 @@ pub enum EntryKind {
     Other(&'static str),
     /// The store would have to look.
     Unknown,
+    /// A sequence of bytes, or what the store would have to look at, under a name that is no text:
+    /// the one told only resembles it, and cannot be opened.
+    Nameless,
 }
 
 /// A name in the store.

@@ -366,10 +366,14 @@ fn plan(ask: &AskOptions, word: &str, out: &mut dyn Write) -> Result<(), Failure
     let scan = ask.scan(&sr.sr)?;
     let look = Look::of_output(ask.bytes);
     let (mut remove, mut merge) = (Vec::new(), Vec::new());
-    for vdi in &scan.hidden {
+    let kept = |uuid: &str| {
+        let mut all = scan.vdis.iter().chain(&scan.hidden);
+        all.any(|vdi| vdi.uuid == uuid && !vdi.strays.is_empty())
+    };
+    for vdi in scan.hidden.iter().filter(|vdi| !kept(&vdi.uuid)) {
         match scan.children_of(&vdi.uuid).as_slice() {
             [] => remove.push(vdi),
-            [child] => merge.push((vdi, child.to_owned())),
+            [child] if !kept(child) => merge.push((vdi, child.to_owned())),
             _ => {}
         }
     }

@@ -317,6 +317,10 @@ fn delete(options: &VdiOptions, word: &str, yes: bool, out: &mut dyn Write) -> R
             let (count, list) = (found.children.len(), found.children.join(", "));
             text.push_str(&format!("; {count} others keep what they need of it: {list}"));
         }
+        if !found.vdi.strays.is_empty() {
+            let list = found.vdi.strays.join(", ");
+            text.push_str(&format!("; its data stay for files that are no VDIs: {list}"));
+        }
         let hint = "add --yes to do it".to_owned();
         return Err(Failure::new(Exit::Usage, "needs-yes", printable(&text), hint));
     }
