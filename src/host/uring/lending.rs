@@ -21,7 +21,7 @@ use crate::host::files::OpenFile;
 use crate::host::residency;
 
 /// The least that is lent.
-const LENT_MIN: ByteLen = ByteLen::new(32 << 10);
+const LENT_MIN: ByteLen = ByteLen::new(8 << 10);
 
 impl Uring {
     /// Lends what a read asks for, if it may and can; its event is there then.

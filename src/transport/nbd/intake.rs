@@ -24,7 +24,7 @@ const DIRECT_BYTES: u32 = 32 << 10;
 /// receive is over only when all of it is there.
 const DIRECT_MAX_BYTES: u32 = 2 << 20;
 /// A read of at least this may be answered from the page cache.
-const FETCHED_MIN: ByteLen = ByteLen::new(64 << 10);
+const FETCHED_MIN: ByteLen = ByteLen::new(8 << 10);
 /// Runs asked for in one block status.
 const MAX_RUNS: u32 = 8192;
 /// What the answer to one block status may take: three contexts, 16 bytes a run.
