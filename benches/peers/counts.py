@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import select
 import subprocess
 
 FLUSH_EVERY = 32
@@ -10,6 +11,8 @@ FLUSHES = 25
 BLOCK = 2 << 20
 # One piece of 64 KiB goes into each of so many blocks, or fewer where the disk has fewer.
 TOUCHED = 40
+# Seconds that strace may take to attach, and to end.
+ATTACH_S = 5
 
 
 class Counts:
@@ -26,12 +29,20 @@ class Counts:
         for pid in running.processes():
             words += ["-p", str(pid)]
         strace = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        strace.stderr.readline()
+        # A server that makes a process for each connection may be about to end the last one.
+        ready, _, _ = select.select([strace.stderr], [], [], ATTACH_S)
         try:
+            if not ready:
+                raise RuntimeError(f"strace does not attach within {ATTACH_S} s")
+            strace.stderr.readline()
             told = self.loader.told(running.uri, *load)
         finally:
             strace.terminate()
-            strace.communicate()
+            try:
+                strace.communicate(timeout=ATTACH_S)
+            except subprocess.TimeoutExpired:
+                strace.kill()
+                strace.communicate()
         with open(report) as file:
             lines = file.read().splitlines()
         for line in lines:

@@ -118,13 +118,18 @@ impl Uring {
             return;
         }
         assert!(state.sending.is_none(), "two sends on {socket:?}");
+        let (total, stored) = (list.total(), list.has_stored());
+        if stored && !state.waits_not {
+            // The ring's own sends and receives do not mind. Calls that wait are none of ours.
+            if let Err(error) = rustix::io::ioctl_fionbio(&state.fd, true) {
+                let result = Err(IoError(error.raw_os_error()));
+                self.ready.push(Event::Sent { socket, list, result });
+                return;
+            }
+            state.waits_not = true;
+        }
         let message = state.message.take().unwrap_or_else(Message::new);
         let (sent, since, takes) = (ByteLen::ZERO, self.counters.enters, state.takes);
-        let (total, stored) = (list.total(), list.has_stored());
-        if stored && !std::mem::replace(&mut state.waits_not, true) {
-            // The ring's own sends and receives do not mind.
-            let _kept = rustix::io::ioctl_fionbio(&state.fd, true);
-        }
         let operation = Operation::Send { socket: socket.0, list, sent, message, since };
         let index = self.operations.insert(operation);
         state.sending = Some(index);
