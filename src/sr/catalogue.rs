@@ -252,6 +252,7 @@ impl Catalogue {
         }
         let mut parents: HashMap<VdiUuid, VdiUuid> = HashMap::new();
         let mut broken: HashMap<VdiUuid, String> = HashMap::new();
+        let mut needed: Vec<(VdiUuid, String)> = Vec::new();
         for (uuid, raw) in &raws {
             let Some(claim) = &raw.facts.parent else { continue };
             match find_parent(&raws, &by_identity, *uuid, claim) {
@@ -259,13 +260,19 @@ impl Catalogue {
                 Err(problem) => {
                     let moved = moved_aside(&strays, claim).unwrap_or_default();
                     broken.insert(*uuid, problem + &moved);
+                    // Whichever it is, it must stay as it is.
+                    let name = data_name(*uuid, raw.format);
+                    let meant = possible_parents(&raws, &by_identity, claim);
+                    let meant = meant.into_iter().filter(|parent| parent != uuid);
+                    needed.extend(meant.map(|parent| (parent, name.clone())));
                 }
             }
         }
         spread(&raws, &parents, &mut broken);
-        let mut needed: Vec<(VdiUuid, String)> = Vec::new();
         for stray in strays {
-            let meant = possible_parents(&raws, &by_identity, &stray);
+            let claim = stray.facts.parent.as_ref();
+            let meant = claim.map(|claim| possible_parents(&raws, &by_identity, claim));
+            let meant = meant.unwrap_or_default();
             findings.push(stray.finding(&meant));
             needed.extend(meant.into_iter().map(|parent| (parent, stray.name.clone())));
         }
@@ -289,8 +296,10 @@ impl Catalogue {
         }
         for (parent, stray) in needed {
             if let Some(parent) = vdis.get_mut(&parent) {
-                parent.strays.push(stray);
                 parent.read_only = true;
+                if parent.strays.len() < STRAYS_TOLD_MAX {
+                    parent.strays.push(stray);
+                }
             }
         }
         vdis.values_mut().for_each(|vdi| vdi.children.sort());
@@ -322,6 +331,9 @@ impl Raw {
         }
     }
 }
+
+/// So many of the files that need a VDI are named.
+const STRAYS_TOLD_MAX: usize = 16;
 
 /// The last component of a stored name, whichever way its separators lean.
 fn last_part(name: &str) -> &str {
@@ -357,14 +369,13 @@ fn find_parent(
     }
 }
 
-/// All data files that an image without a VDI's name may mean by its parent: it may lie anywhere,
-/// so its name decides nothing.
+/// All data files that an image may mean by its parent if the name it has for it decides nothing:
+/// it has no VDI's name itself and may come from anywhere, or its parent is not certain.
 fn possible_parents(
     raws: &BTreeMap<VdiUuid, Raw>,
     by_identity: &HashMap<[u8; 16], Vec<VdiUuid>>,
-    stray: &Stray,
+    claim: &ParentClaim,
 ) -> Vec<VdiUuid> {
-    let Some(claim) = &stray.facts.parent else { return Vec::new() };
     if let Some(identity) = claim.identity {
         return by_identity.get(&identity).cloned().unwrap_or_default();
     }

@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::driver::{Capabilities, DeviceConfig, Driver, Substrate, Surroundings, at};
 use super::failure::{Failure, Kind};
 use super::file::FileDriver;
-use super::names::SrUuid;
+use super::names::{Named, SrUuid};
 use super::record::SrRecord;
 use crate::engine::units::ByteLen;
 
@@ -53,6 +53,21 @@ impl Ext {
 
     fn inside(&self, sr: SrUuid) -> FileDriver {
         FileDriver::inside(&self.mount_point(sr), &self.around.host)
+    }
+
+    /// Refuses to go on where files lie that are no part of the SR: with the device they would be
+    /// gone.
+    fn expect_nothing_else(&self, sr: SrUuid) -> Result<(), Failure> {
+        let root = self.mount_point(sr);
+        let listed = std::fs::read_dir(&root).and_then(|names| {
+            names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        });
+        let names: Vec<String> = listed.map_err(|error| at(&root, "list it", &error))?;
+        let other = |name: &&String| *name != "lost+found" && Named::of(name) == Named::Foreign;
+        let Some(name) = names.iter().find(other) else { return Ok(()) };
+        let why = format!("{name:?} in it is no part of the SR, and would be gone with it");
+        Err(Failure::new(Kind::NotEmpty, self.device.display(), why)
+            .advise("attach the SR and move that file elsewhere, or remove it"))
     }
 
     /// Opens the device with nobody else using it: a mounted one refuses.
@@ -211,7 +226,7 @@ impl Driver for Ext {
         }
         drop(device);
         self.mount(sr)?;
-        let emptied = self.inside(sr).delete(sr);
+        let emptied = self.expect_nothing_else(sr).and_then(|()| self.inside(sr).delete(sr));
         emptied.and(self.unmount(sr))?;
         let device = self.open_alone(true)?;
         self.wipe(&device, WIPE_BYTES).map_err(|error| at(&self.device, "wipe it", &error))

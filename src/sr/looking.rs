@@ -400,6 +400,7 @@ impl<'a> Sides<'a> {
                 // Directories of others' and the like are none of anybody's concern here.
                 Named::Foreign
                     if matches!(kind, EntryKind::Other(_)) && !strays::is_called_vhd(name) => {}
+                Named::Foreign if strays::is_removed(name) => {}
                 Named::Foreign => sides.others.push(entry),
                 Named::Sr => {}
             }

@@ -37,7 +37,15 @@ impl Repository {
         // its child: whoever made that may know nothing of parents that must not change.
         let claim = self.store.claim(&found.data_name());
         let _claim = claim.map_err(|error| self.failed("claim it", &error))?;
-        if catalogue.obscure.is_some() || !found.strays.is_empty() {
+        // Looked at again under the claim: a list of names is no picture of one moment, and another
+        // host may just have been giving it children.
+        let catalogue = self.scan()?;
+        let found = match catalogue.visible(vdi) {
+            Err(failure) if failure.kind == Kind::NoVdi => return Ok(()),
+            found => found?,
+        };
+        catalogue.unfinished.check(vdi)?;
+        if catalogue.obscure.is_some() || found.is_needed() {
             return self.hide(found);
         }
         self.remove(vdi, found.format)

@@ -8,6 +8,7 @@
 //! A file whose name says that it is raw holds what its guest likes: it counts only if it names an
 //! identity, which no guest of another disk knows.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use vhd::footer::FOOTER_BYTES;
@@ -49,6 +50,12 @@ pub(super) fn is_called_vhd(name: &str) -> bool {
     Format::of_name(Path::new(name)) == Some(Format::Vhd)
 }
 
+/// Whether it is what NFS makes of a file that was removed while somebody had it open: it is gone.
+pub(super) fn is_removed(name: &str) -> bool {
+    let rest = name.strip_prefix(".nfs");
+    rest.is_some_and(|rest| rest.len() >= 8 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 fn is_called_raw(name: &str) -> bool {
     Format::of_name(Path::new(name)) == Some(Format::Raw)
 }
@@ -62,6 +69,13 @@ pub(super) fn read(store: &dyn Store, name: &str, stamp: &Stamp) -> Result<Conte
         return Ok(Content::Else);
     }
     match facts::read(store, name, DataFormat::Vhd, stamp) {
+        // What a guest wrote may lead beyond the file's end.
+        Err(FactsError::Io(error))
+            if is_called_raw(name)
+                && matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidInput) =>
+        {
+            Ok(Content::Else)
+        }
         Err(FactsError::Io(error)) => Err(error.into()),
         Err(_) if is_called_raw(name) => Ok(Content::Else),
         Ok(mut facts) => {

@@ -24,6 +24,13 @@ fn an_ext_sr_is_made_filled_and_wiped() {
     assert!(lot.read(1, 9000).starts_with(b"kept"));
     lot.done(lot.delete(1));
     lot.done(lot.delete(2));
+    let other = lot.location().join("somebody else's.vhd");
+    std::fs::write(&other, "not ours").unwrap();
+    lot.done(Command::SrDetach { sr: lot.sr });
+    lot.fails(lot.sr_delete(), Code::Ebusy);
+    lot.done(lot.sr_attach());
+    assert_eq!(std::fs::read(&other).unwrap(), b"not ours");
+    std::fs::remove_file(other).unwrap();
     lot.done(Command::SrDetach { sr: lot.sr });
     lot.done(lot.sr_delete());
     assert!(device.is_zero(), "the head of the device was not wiped");

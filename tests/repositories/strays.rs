@@ -101,6 +101,34 @@ fn what_is_almost_a_vdi_is_told_its_name_and_becomes_one_by_it() {
     assert_eq!(listing.vdis[1].parent, Some(vdi(1)));
 }
 
+#[test]
+fn who_may_be_the_parent_of_a_child_without_a_certain_one_stays_as_it_is() {
+    let lot = Lot::new();
+    lot.attach_new();
+    Builder::dynamic().build().write_to(&lot.data(1)).unwrap();
+    std::fs::copy(lot.data(1), lot.data(2)).unwrap();
+    Builder::child("golden.vhd").build().write_to(&lot.data(3)).unwrap();
+    let child = format!("{}.vhd", vdi(3));
+    let told = problem(&lot, &child).unwrap();
+    assert!(told.contains("several images could be its parent"), "{told}");
+    for number in [1, 2] {
+        let (code, text) = refusal(&lot, write(&lot, number));
+        assert!(code == Code::Eperm && text.contains(&child), "{text}");
+        lot.done(lot.delete(number));
+        assert!(gc(&lot).removed.is_empty() && lot.data(number).exists());
+    }
+}
+
+#[test]
+fn what_a_network_file_system_keeps_of_a_removed_file_is_gone() {
+    let lot = with_child_called(".nfs00000000a1b2c3d400000001");
+    assert_eq!(lot.scan().findings, []);
+    lot.call(write(&lot, 1));
+    lot.done(lot.detach(1));
+    lot.done(lot.delete(1));
+    assert_eq!((lot.scan().vdis.len(), lot.scan().hidden.len()), (0, 0));
+}
+
 /// A hidden base with two clones, of which the second goes.
 fn with_base() -> (Lot, std::path::PathBuf) {
     let lot = Lot::new();
@@ -192,6 +220,8 @@ fn a_stray_that_cannot_be_read_may_be_anybodys_child() {
         ("torn.avhd", &whole[..700], true),
         ("cut", &whole[..700], true),
         ("guests.img", &torn, false),
+        // A guest that wrote a footer leads beyond the end of its disk.
+        ("forged.img", &whole[whole.len() - 512..], false),
         ("letter.txt", b"conect", false),
         ("empty", &[], false),
         ("no end", &whole[..cut], false),
