@@ -15,7 +15,7 @@ struct Pending {
     at: FileOffset,
     skip: ByteLen,
     len: ByteLen,
-    /// Whether the file keeps the bytes at their place.
+    /// Whether nobody writes these bytes.
     stays: bool,
 }
 
@@ -37,8 +37,8 @@ impl Disk {
                 Found::Here { layer, file, at, len } => {
                     push_data(task, into, len);
                     let skip = task.cursor - len;
-                    // A home that a discard may give to another block is no place to point at.
-                    let stays = fetch && (self.stack.is_frozen(layer) || self.stack.is_flat(layer));
+                    // What may be written while a peer takes it would be torn within a sector.
+                    let stays = fetch && self.stack.is_frozen(layer);
                     let next = Pending { layer, file, at, skip, len, stays };
                     if let Some(run) = merge(&mut pending, next) {
                         issue(task, &mut self.outbox, key, into, run);

@@ -18,8 +18,8 @@ pub enum Request {
         into: Span,
     },
     /// As [`Self::Read`], for who can send parts of files as they are: a part may be named in the
-    /// answer ([`Answer::Fetched`]) instead of read into the span, where the file keeps these bytes
-    /// at their place and the host says that they are at hand.
+    /// answer ([`Answer::Fetched`]) instead of read into the span, where it lies in a layer that
+    /// nobody writes and the host says that it is at hand.
     Fetch {
         /// What to read.
         extent: Extent,
@@ -89,9 +89,8 @@ pub enum Segment {
 pub enum Part {
     /// As of a read.
     Segment(Segment),
-    /// Bytes that lie in a file and were not read; the span was not touched there. They are the
-    /// disk's as long as the file is attached, and may be newer than the request: a write that
-    /// comes while they are being sent is seen, or not.
+    /// Bytes that lie in a file and were not read; the span was not touched there. They stay as
+    /// they are for as long as the file is attached.
     Stored(Stored),
 }
 

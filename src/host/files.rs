@@ -178,6 +178,10 @@ const PUNTING_MAGIC: u64 = 0xEF53;
 /// memory.
 const MEMORY_MAGIC: u64 = 0x0102_1994;
 
+/// File systems on local storage (ext2 to 4, tmpfs, XFS, btrfs): what was cached and is not any
+/// more is soon there again. A server of a network file system may take for ever.
+const LOCAL_MAGIC: [u64; 4] = [PUNTING_MAGIC, MEMORY_MAGIC, 0x5846_5342, 0x9123_683E];
+
 impl OpenFile {
     fn new(file: Descriptors) -> io::Result<Self> {
         let Descriptors { main: fd, cached: twin, mode } = file;
@@ -193,7 +197,7 @@ impl OpenFile {
         let inline_writes = inline_reads || (cached && magic == PUNTING_MAGIC);
         let (no_punch, no_zero) = (AtomicBool::new(false), AtomicBool::new(false));
         let lone_reads = AtomicBool::new(!mode.direct);
-        let lends = AtomicBool::new(!mode.direct);
+        let lends = AtomicBool::new(!mode.direct && (mode.device || LOCAL_MAGIC.contains(&magic)));
         Ok(Self {
             fd,
             cached: twin,

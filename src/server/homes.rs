@@ -15,11 +15,12 @@ use tokio::task::JoinSet;
 use crate::image::OpenedChain;
 use crate::shard::{DiskTag, ExportKey, Mailbox, Refused};
 
-/// Files that further homes of disks may open on each shard, together: a quarter of what a host
-/// keeps open, so that there is room for disks that have no home yet.
+/// Files that further homes of disks may open on each shard, together, so that there is room for
+/// disks that have no home yet; and of all a process may have open, at most this part.
 const GUEST_FILES_MAX: usize = 256;
-/// Files kept open in the process to make further homes of.
+/// Files kept open in the process to make further homes of; the same part at most.
 const SPARE_FILES_MAX: usize = 1024;
+const FILES_PART: u64 = 8;
 /// How long a connection waits for a new home before it goes to an old one. A shard answers within
 /// one turn of its loop, so only one that does not turn lets anybody wait for so long.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -103,6 +104,13 @@ pub(super) struct Spare {
     _share: Share,
 }
 
+/// `most`, or a part of what the process may have open if that is less.
+fn within_limit(most: usize) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let part = limit.map(|limit| limit / FILES_PART);
+    part.and_then(|part| usize::try_from(part).ok()).map_or(most, |part| part.min(most))
+}
+
 impl Shards {
     /// Shards without disks; at least one.
     pub(super) fn new(mailboxes: Vec<Mailbox>) -> Self {
@@ -120,7 +128,8 @@ impl Shards {
         if self.count() < 2 || !chain.is_shareable() {
             return None;
         }
-        let share = Share::take(&self.spare_files, chain.layers.len(), SPARE_FILES_MAX)?;
+        let most = within_limit(SPARE_FILES_MAX);
+        let share = Share::take(&self.spare_files, chain.layers.len(), most)?;
         match chain.twin() {
             Ok(chain) => Some(Spare { chain: chain?, shards: Arc::clone(self), _share: share }),
             Err(error) => {
@@ -264,9 +273,9 @@ impl Homes {
     /// Makes another home of a twin of the chain, and tells how many there are.
     async fn add(&self, twin: OpenedChain, shards: &Shards) -> io::Result<usize> {
         let taken: Vec<usize> = self.lock().iter().map(|home| home.shard).collect();
-        let files = |shard: usize| {
-            Share::take(&shards.each[shard].guest_files, twin.layers.len(), GUEST_FILES_MAX)
-        };
+        let most = within_limit(GUEST_FILES_MAX);
+        let files =
+            |shard: usize| Share::take(&shards.each[shard].guest_files, twin.layers.len(), most);
         let may = |shard: usize| !taken.contains(&shard) && files(shard).is_some();
         let full = || io::Error::other("there is no room on another thread");
         let shard = shards.quietest(may).ok_or_else(full)?;

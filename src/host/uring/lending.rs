@@ -6,7 +6,7 @@
 #![deny(unsafe_code)]
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use io_uring::opcode;
 use nix::libc::POLLOUT;
@@ -71,13 +71,10 @@ impl Uring {
             let moved = rustix::fs::sendfile(socket, file.fd(), Some(&mut at), len);
             match moved {
                 // The file ends here: it was cut while it was open.
-                Ok(0) => Err(Errno::IO),
-                // Its file system cannot, so the next reads are done.
-                Err(Errno::INVAL) => {
-                    file.lends_no_more();
-                    moved
-                }
-                _ => moved,
+                Ok(0) => Err(spoilt(file, socket, Errno::IO)),
+                Err(Errno::AGAIN | Errno::INTR | Errno::PIPE | Errno::CONNRESET) => moved,
+                Err(error) => Err(spoilt(file, socket, error)),
+                moved => moved,
             }
         } else {
             let mut slices = Vec::new();
@@ -102,8 +99,17 @@ impl Uring {
     }
 }
 
+/// Ends a connection whose answer cannot go on because of the file: its peer would wait for the
+/// rest for ever. What is asked next is read, and told by its error.
+fn spoilt(file: &OpenFile, socket: BorrowedFd<'_>, error: Errno) -> Errno {
+    file.lends_no_more();
+    tracing::warn!(%error, "a file cannot be sent; the connection is ended");
+    let _gone = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+    error
+}
+
 /// Whether all of a range of a file is in the page cache and can be sent without waiting. What is
-/// only on its way there is told by its end, which comes last.
+/// only on its way there is told by its ends.
 fn is_at_hand(file: &OpenFile, at: u64, len: u64) -> bool {
     if !file.lends() {
         return false;
@@ -120,11 +126,13 @@ fn is_at_hand(file: &OpenFile, at: u64, len: u64) -> bool {
         // It is memory: nothing is on its way.
         return true;
     }
-    let mut byte = [0];
-    let last = &mut [IoSliceMut::new(&mut byte)];
-    let there = rustix::io::preadv2(file.fd(), last, at + len - 1, ReadWriteFlags::NOWAIT);
-    if there == Err(Errno::OPNOTSUPP) {
-        file.lends_no_more();
-    }
-    there == Ok(1)
+    [at, at + len - 1].into_iter().all(|at| {
+        let mut byte = [0];
+        let into = &mut [IoSliceMut::new(&mut byte)];
+        let there = rustix::io::preadv2(file.fd(), into, at, ReadWriteFlags::NOWAIT);
+        if there == Err(Errno::OPNOTSUPP) {
+            file.lends_no_more();
+        }
+        there == Ok(1)
+    })
 }

@@ -214,15 +214,19 @@ impl Uring {
         let takes = if now <= *since + 1 { Takes::AtOnce } else { Takes::Later };
         *since = now;
         let id = SocketId(*socket);
+        let closing = self.sockets.of(id.0).is_none_or(|state| state.closing);
         if list.has_stored() {
             // There is room, or the socket is being closed.
             match result {
+                _ if closing => {
+                    let gone = IoError(Errno::CANCELED.raw_os_error());
+                    self.send_is_over(index, Err(gone));
+                }
                 Err(error) if !is_passing(error) => self.send_is_over(index, Err(error)),
                 _ => self.send_stored(index),
             }
             return;
         }
-        let closing = self.sockets.of(id.0).is_none_or(|state| state.closing);
         let again = match result {
             Ok(now) => {
                 *sent += ByteLen::new(now as u64);

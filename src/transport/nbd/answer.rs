@@ -16,6 +16,13 @@ use crate::shard::Context;
 /// Failed requests of one connection that the log hears of.
 const FAULTS_TOLD_MAX: u32 = 20;
 
+/// The parts of an answer from the first on that was not sent in full.
+struct Rest<'a> {
+    parts: &'a [Part],
+    /// Bytes of the answer before them.
+    start: u32,
+}
+
 impl NbdClient {
     /// Takes the disk's answer to the request in `slot`.
     pub(super) fn answer(
@@ -100,12 +107,14 @@ impl NbdClient {
             self.push_error(request.echo(), Errno::EIO, None, "internal error");
             return;
         }
+        // The pieces come in the order of the parts.
+        let mut rest = Rest { parts: &parts, start: 0 };
         for piece in pieces {
             self.out.push_bytes(&headers[piece.header]);
             match piece.body {
                 reply::Body::None => {}
                 reply::Body::Data { skip, length } => {
-                    self.push_data(&parts, lease, skip..skip + length);
+                    self.push_data(&mut rest, lease, skip..skip + length);
                 }
                 reply::Body::Zeroes { length } => {
                     self.out.push_zeroes(ByteLen::new(u64::from(length)));
@@ -115,21 +124,26 @@ impl NbdClient {
     }
 
     /// Sends a part of a read's answer that is data, from memory or from where it lies.
-    fn push_data(&mut self, parts: &[Part], lease: &Lease, wanted: Range<u32>) {
-        let mut start = 0;
-        for part in parts {
-            let end = start + part.len().get() as u32;
-            let (from, to) = (wanted.start.max(start), wanted.end.min(end));
+    fn push_data(&mut self, rest: &mut Rest<'_>, lease: &Lease, wanted: Range<u32>) {
+        while let Some((part, parts)) = rest.parts.split_first() {
+            let end = rest.start + part.len().get() as u32;
+            let (from, to) = (wanted.start.max(rest.start), wanted.end.min(end));
             match part {
                 _ if from >= to => {}
                 Part::Stored(Stored { file, at, .. }) => self.out.push_stored(Stored {
                     file: *file,
-                    at: *at + ByteLen::new(u64::from(from - start)),
+                    at: *at + ByteLen::new(u64::from(from - rest.start)),
                     len: ByteLen::new(u64::from(to - from)),
                 }),
                 Part::Segment(_) => self.out.push_span(lease.part(from..to)),
             }
-            start = end;
+            if end > wanted.end {
+                return;
+            }
+            *rest = Rest { parts, start: end };
+            if end == wanted.end {
+                return;
+            }
         }
     }
 
