@@ -16,7 +16,7 @@ struct Pending {
     skip: ByteLen,
     len: ByteLen,
     /// Whether nobody writes these bytes.
-    stays: bool,
+    may_lend: bool,
 }
 
 impl Disk {
@@ -38,8 +38,8 @@ impl Disk {
                     push_data(task, into, len);
                     let skip = task.cursor - len;
                     // What may be written while a peer takes it would be torn within a sector.
-                    let stays = fetch && self.stack.is_frozen(layer);
-                    let next = Pending { layer, file, at, skip, len, stays };
+                    let may_lend = fetch && self.stack.is_frozen(layer);
+                    let next = Pending { layer, file, at, skip, len, may_lend };
                     if let Some(run) = merge(&mut pending, next) {
                         issue(task, &mut self.outbox, key, into, run);
                     }
@@ -71,14 +71,14 @@ fn issue(task: &mut Task, outbox: &mut Outbox, key: TaskKey, into: Span, run: Pe
     task.pending += 1;
     let into = Target::Span(into.part(run.skip, run.len));
     let stored = Stored { file: run.file, at: run.at, len: run.len };
-    let lendable = run.stays.then_some(Lendable { skip: run.skip, stored });
+    let lendable = run.may_lend.then_some(Lendable { skip: run.skip, stored });
     let purpose = Purpose::Read { task: key, layer: run.layer, lendable };
     outbox.emit(purpose, |id| Effect::Read {
         id,
         file: run.file,
         at: run.at,
         into,
-        may_lend: run.stays,
+        may_lend: run.may_lend,
     });
 }
 

@@ -6,7 +6,7 @@
 #![deny(unsafe_code)]
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use io_uring::opcode;
 use nix::libc::POLLOUT;
@@ -48,12 +48,21 @@ impl Uring {
                 Some(Ok(true)) | Some(Err(Errno::INTR)) => {}
                 Some(Ok(false)) => return self.send_is_over(index, Ok(())),
                 Some(Err(Errno::AGAIN)) => return self.await_room(index),
-                Some(Err(error)) => {
-                    return self.send_is_over(index, Err(IoError(error.raw_os_error())));
-                }
+                Some(Err(error)) => return self.give_up_sending(index, error),
                 None => return,
             }
         }
+    }
+
+    /// Ends a connection whose answer has begun and cannot go on: its peer would wait for the rest
+    /// for ever.
+    fn give_up_sending(&mut self, index: u32, error: Errno) {
+        if let Some(Operation::Send { socket, .. }) = self.operations.of(index)
+            && let Some(state) = self.sockets.of(*socket)
+        {
+            let _gone = rustix::net::shutdown(&state.fd, rustix::net::Shutdown::Both);
+        }
+        self.send_is_over(index, Err(IoError(error.raw_os_error())));
     }
 
     /// Sends one part; false if nothing is left.
@@ -71,9 +80,9 @@ impl Uring {
             let moved = rustix::fs::sendfile(socket, file.fd(), Some(&mut at), len);
             match moved {
                 // The file ends here: it was cut while it was open.
-                Ok(0) => Err(spoilt(file, socket, Errno::IO)),
+                Ok(0) => Err(spoilt(file, Errno::IO)),
                 Err(Errno::AGAIN | Errno::INTR | Errno::PIPE | Errno::CONNRESET) => moved,
-                Err(error) => Err(spoilt(file, socket, error)),
+                Err(error) => Err(spoilt(file, error)),
                 moved => moved,
             }
         } else {
@@ -99,12 +108,10 @@ impl Uring {
     }
 }
 
-/// Ends a connection whose answer cannot go on because of the file: its peer would wait for the
-/// rest for ever. What is asked next is read, and told by its error.
-fn spoilt(file: &OpenFile, socket: BorrowedFd<'_>, error: Errno) -> Errno {
+/// Takes note that a file cannot be sent: what is asked next is read, and told by its error.
+fn spoilt(file: &OpenFile, error: Errno) -> Errno {
     file.lends_no_more();
     tracing::warn!(%error, "a file cannot be sent; the connection is ended");
-    let _gone = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
     error
 }
 

@@ -122,6 +122,7 @@ impl Uring {
         if stored && !state.waits_not {
             // The ring's own sends and receives do not mind. Calls that wait are none of ours.
             if let Err(error) = rustix::io::ioctl_fionbio(&state.fd, true) {
+                let _gone = rustix::net::shutdown(&state.fd, rustix::net::Shutdown::Both);
                 let result = Err(IoError(error.raw_os_error()));
                 self.ready.push(Event::Sent { socket, list, result });
                 return;

@@ -47,7 +47,7 @@ impl NbdClient {
                 self.give_back(cx, lease);
             }
             (Ok(answer), Command::Read { .. }, Some(lease)) => {
-                self.push_read(&request, &answer, &lease);
+                self.push_read(&request, answer, &lease);
                 self.out.keep(lease);
             }
             (Ok(Answer::Map(runs)), Command::BlockStatus { contexts, .. }, lease) => {
@@ -86,10 +86,10 @@ impl NbdClient {
         self.out.push_bytes(&bytes);
     }
 
-    fn push_read(&mut self, request: &NbdRequest, answer: &Answer, lease: &Lease) {
+    fn push_read(&mut self, request: &NbdRequest, answer: Answer, lease: &Lease) {
         let parts: Vec<Part> = match answer {
-            Answer::Segments(segments) => segments.iter().copied().map(Part::Segment).collect(),
-            Answer::Fetched(parts) => parts.clone(),
+            Answer::Segments(segments) => segments.into_iter().map(Part::Segment).collect(),
+            Answer::Fetched(parts) => parts,
             Answer::Done | Answer::Map(_) => {
                 self.out.push_bytes(&self.style.before_data(request.echo(), lease.len()));
                 self.out.push_span(lease.span());
