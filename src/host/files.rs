@@ -161,6 +161,8 @@ pub(super) struct OpenFile {
     lone_reads: AtomicBool,
     /// Whether parts of it may be sent from the page cache, as far as is known.
     lends: AtomicBool,
+    /// Whether it may be read through a mapping, as far as is known.
+    maps: AtomicBool,
     /// The file system said no to fallocate once; asking again costs a call per effect.
     no_punch: AtomicBool,
     no_zero: AtomicBool,
@@ -197,7 +199,9 @@ impl OpenFile {
         let inline_writes = inline_reads || (cached && magic == PUNTING_MAGIC);
         let (no_punch, no_zero) = (AtomicBool::new(false), AtomicBool::new(false));
         let lone_reads = AtomicBool::new(!mode.direct);
-        let lends = AtomicBool::new(!mode.direct && (mode.device || LOCAL_MAGIC.contains(&magic)));
+        let local = LOCAL_MAGIC.contains(&magic);
+        let lends = AtomicBool::new(!mode.direct && (mode.device || local));
+        let maps = AtomicBool::new(cached && local);
         Ok(Self {
             fd,
             cached: twin,
@@ -206,6 +210,7 @@ impl OpenFile {
             inline_reads,
             lone_reads,
             lends,
+            maps,
             no_punch,
             no_zero,
         })
@@ -262,6 +267,16 @@ impl OpenFile {
         self.lends.store(false, Ordering::Relaxed);
     }
 
+    /// Whether it may be read through a mapping.
+    pub(super) fn maps(&self) -> bool {
+        self.maps.load(Ordering::Relaxed)
+    }
+
+    /// It turned out that it may not.
+    pub(super) fn maps_no_more(&self) {
+        self.maps.store(false, Ordering::Relaxed);
+    }
+
     /// Current size. A device is endless here: it cannot grow, and writing behind its end fails.
     pub(super) fn size(&self) -> io::Result<ByteLen> {
         if self.mode.device {
@@ -303,6 +318,8 @@ pub(super) struct FileTable {
 struct Entry {
     file: Arc<OpenFile>,
     order: Order<Task>,
+    /// Ranges that are being changed through the page cache: where they begin, how long they are.
+    changing: Vec<(u64, u64)>,
 }
 
 impl FileTable {
@@ -324,7 +341,8 @@ impl FileTable {
         if u64::from(file.main.as_raw_fd().unsigned_abs()) >= self.limit - kept {
             return Err(OutOfFiles::Descriptors { limit: self.limit, kept }.into());
         }
-        let entry = Entry { file: Arc::new(OpenFile::new(file)?), order: Order::new() };
+        let file = Arc::new(OpenFile::new(file)?);
+        let entry = Entry { file, order: Order::new(), changing: Vec::new() };
         Ok(FileId(self.entries.insert(entry) as u16))
     }
 
@@ -343,8 +361,14 @@ impl FileTable {
 
     /// Lets a task run now, or keeps it until a conflicting write is over.
     pub(super) fn admit(&mut self, task: Task) -> Option<Task> {
-        let Some(claim) = task.claim() else { return Some(task) };
-        let Some(entry) = self.entries.of_mut(task.file_id().0.into()) else { return Some(task) };
+        let changes = task.changes();
+        let Some(claim) = task.claim() else {
+            if let (Some(changes), Some(entry)) = (changes, self.entry_of(&task)) {
+                entry.changing.push(changes);
+            }
+            return Some(task);
+        };
+        let Some(entry) = self.entry_of(&task) else { return Some(task) };
         let (ticket, mut task) = entry.order.admit(claim, task)?;
         task.set_ticket(ticket);
         Some(task)
@@ -352,13 +376,31 @@ impl FileTable {
 
     /// Takes note that a task is over; tells which others may run now.
     pub(super) fn release(&mut self, task: &Task) -> Vec<Task> {
+        let Some(entry) = self.entry_of(task) else { return Vec::new() };
+        if let Some(changes) = task.changes()
+            && let Some(place) = entry.changing.iter().position(|range| *range == changes)
+        {
+            entry.changing.swap_remove(place);
+        }
         let Some(ticket) = task.ticket() else { return Vec::new() };
-        let Some(entry) = self.entries.of_mut(task.file_id().0.into()) else { return Vec::new() };
         let started = entry.order.release(ticket);
         let with_ticket = |(ticket, mut task): (_, Task)| {
             task.set_ticket(ticket);
             task
         };
         started.into_iter().map(with_ticket).collect()
+    }
+
+    /// Whether a part of a range of a file is being changed.
+    pub(super) fn is_changing(&self, file: FileId, at: u64, len: u64) -> bool {
+        let Some(entry) = self.entries.of(file.0.into()) else { return false };
+        entry
+            .changing
+            .iter()
+            .any(|(from, part)| *from < at + len && at < from.saturating_add(*part))
+    }
+
+    fn entry_of(&mut self, task: &Task) -> Option<&mut Entry> {
+        self.entries.of_mut(task.file_id().0.into())
     }
 }

@@ -15,6 +15,7 @@ mod event;
 mod files;
 pub mod inherited;
 pub mod inlet;
+mod mapped;
 pub mod memory;
 mod read;
 mod residency;
@@ -25,6 +26,7 @@ mod task;
 mod threads;
 mod uring;
 mod wake;
+mod window;
 mod write;
 mod zero;
 
@@ -109,6 +111,8 @@ pub struct Counters {
     pub inline_writes: u64,
     /// Reads that were alone, and found in the page cache without the ring.
     pub inline_reads: u64,
+    /// Reads of what the page cache holds, copied without a call.
+    pub mapped_reads: u64,
     /// Reads that were not done, because their bytes can be sent as they are.
     pub lent_reads: u64,
 }

@@ -93,6 +93,8 @@ pub(super) struct Task {
     file: Arc<OpenFile>,
     state: State,
     claim: Option<Claim>,
+    /// The range a task changes through the page cache.
+    changes: Option<(u64, u64)>,
     ticket: Option<Ticket>,
 }
 
@@ -122,14 +124,18 @@ impl Task {
         work: Work,
     ) -> Result<Self, IoError> {
         let bytes = |span| memory.lend(span);
-        let mut claim = None;
+        let (mut claim, mut changes) = (None, None);
         let mut checked = |at: FileOffset, len: ByteLen, writes: bool| {
             // A page less than the limit of the system, so that rounding up cannot overflow.
             let limit = i64::MAX as u64 - 128 * 1024;
             if at.get().checked_add(len.get()).is_none_or(|end| end > limit) {
                 return Err(IoError(EINVAL));
             }
-            claim = file.grid().filter(|_| writes).map(|grid| grid.claim(at, len));
+            match file.grid() {
+                Some(grid) if writes => claim = Some(grid.claim(at, len)),
+                None if writes => changes = Some((at.get(), len.get())),
+                _ => {}
+            }
             Ok(())
         };
         let state = match work {
@@ -148,6 +154,7 @@ impl Task {
             Work::SetLength { len } => {
                 // Claims nothing: whoever changes the length lets nothing else run.
                 checked(FileOffset::new(0), len, false)?;
+                changes = Some((len.get(), u64::MAX)).filter(|_| file.grid().is_none());
                 State::SetLength { len }
             }
             Work::Extents { at, len, most } => {
@@ -156,7 +163,7 @@ impl Task {
             }
             Work::Sync => State::Sync,
         };
-        Ok(Self { name, file, state, claim, ticket: None })
+        Ok(Self { name, file, state, claim, changes, ticket: None })
     }
 
     pub(super) const fn name(&self) -> TaskName {
@@ -179,6 +186,17 @@ impl Task {
     /// What a write to a direct file must claim before it runs.
     pub(super) const fn claim(&self) -> Option<Claim> {
         self.claim
+    }
+
+    /// The range it changes through the page cache: where it begins, how long it is.
+    pub(super) const fn changes(&self) -> Option<(u64, u64)> {
+        self.changes
+    }
+
+    /// The range it takes out of the page cache.
+    pub(super) fn erases(&self) -> Option<(u64, u64)> {
+        let erases = matches!(self.state, State::Erase { .. } | State::SetLength { .. });
+        self.changes.filter(|_| erases)
     }
 
     pub(super) const fn ticket(&self) -> Option<Ticket> {

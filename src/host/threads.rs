@@ -19,6 +19,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use super::blocking::{self, SLICES_MAX};
 use super::event::{Event, HangUp, PollId, ReceiveInto, SendList, SocketId};
 use super::files::{Descriptors, FileTable};
+use super::mapped::Mapped;
 use super::memory::Memory;
 use super::slab::Slab;
 use super::task::{Task, TaskName, Work};
@@ -41,6 +42,7 @@ const POLLS: u64 = 1 << 32;
 pub struct Threads {
     memory: Arc<Memory>,
     files: FileTable,
+    mapped: Mapped,
     pool: Pool,
     sockets: Slab<Socket>,
     polls: Slab<OwnedFd>,
@@ -76,6 +78,7 @@ impl Threads {
         Ok(Self {
             memory,
             files: FileTable::new(),
+            mapped: Mapped::default(),
             pool,
             sockets: Slab::new(),
             polls: Slab::new(),
@@ -93,6 +96,7 @@ impl Threads {
     }
 
     pub(super) fn remove_file(&mut self, file: FileId) {
+        self.mapped.forget(file);
         self.files.remove(file);
     }
 
@@ -107,10 +111,19 @@ impl Threads {
             Err(error) => self.tell(name, Outcome::Failed(error)),
             Ok(task) => {
                 if let Some(task) = self.files.admit(task) {
-                    self.pool.give(task);
+                    self.begin(task);
                 }
             }
         }
+    }
+
+    /// Starts a task whose turn has come: at once if it is a read of what is in memory.
+    fn begin(&mut self, mut task: Task) {
+        let Some(outcome) = self.mapped.serve(&mut task, &self.files) else {
+            return self.pool.give(task);
+        };
+        self.counters.mapped_reads += 1;
+        self.tell(task.name(), outcome);
     }
 
     pub(super) fn add_socket(&mut self, fd: OwnedFd) -> io::Result<SocketId> {
@@ -293,6 +306,7 @@ impl Threads {
         self.pool.bell.rung.store(false, Ordering::SeqCst);
         while let Ok(answer) = self.pool.answers.try_recv() {
             self.pool.load[answer.worker] -= 1;
+            self.mapped.after(&answer.task);
             for task in self.files.release(&answer.task) {
                 self.pool.give(task);
             }

@@ -35,6 +35,7 @@ use super::Counters;
 use super::blocking::{self, SLICES_MAX, erase_mode};
 use super::event::{Event, ReceiveInto, SendList};
 use super::files::{Descriptors, FileTable, OutOfFiles, kept_of};
+use super::mapped::Mapped;
 use super::memory::Memory;
 use super::ring_setup::{self, Setup};
 use super::slab::{Numbers, Slab};
@@ -71,6 +72,7 @@ pub struct Uring {
     backlog: VecDeque<squeue::Entry>,
     command_backlog: VecDeque<[u8; SUBMISSION_BYTES]>,
     lone: Lone,
+    mapped: Mapped,
     /// Events that happened and wait to be told.
     ready: Vec<Event>,
     /// Numbers of sockets whose `Closed` went out with the last batch. Whoever got it may still be
@@ -192,6 +194,7 @@ impl Uring {
             backlog: VecDeque::new(),
             command_backlog: VecDeque::new(),
             lone: Lone::default(),
+            mapped: Mapped::default(),
             ready: Vec::new(),
             told_closed: Vec::new(),
             completed: Vec::new(),
@@ -239,6 +242,7 @@ impl Uring {
     }
 
     pub(super) fn remove_file(&mut self, file: FileId) {
+        self.mapped.forget(file);
         self.files.remove(file);
         let Some(slots) = self.file_slots.get_mut(usize::from(file.0)) else { return };
         let slots = std::mem::take(slots);
@@ -286,12 +290,17 @@ impl Uring {
         let mut started = vec![task];
         while let Some(mut task) = started.pop() {
             let mut outcome = task.start();
+            if outcome.is_none() {
+                outcome = self.mapped.serve(&mut task, &self.files);
+                self.counters.mapped_reads += u64::from(outcome.is_some());
+            }
             if outcome.is_none() && task.is_inline() {
                 self.counters.inline_writes += 1;
                 outcome = Some(blocking::run(&mut task));
             }
             match outcome {
                 Some(outcome) => {
+                    self.mapped.after(&task);
                     let freed = self.files.release(&task);
                     self.waiting_tasks -= freed.len();
                     started.extend(freed);
@@ -468,6 +477,7 @@ impl Uring {
             return;
         };
         if let Some(Operation::File { task, .. }) = self.operations.remove(index) {
+            self.mapped.after(&task);
             let freed = self.files.release(&task);
             self.waiting_tasks -= freed.len();
             self.tell(task.name(), outcome);

@@ -26,9 +26,15 @@ pub(super) const PLAIN: &[&[c_long]] = &[
     OLD_NAMES,
 ];
 
-/// Allocation and the stacks of new threads. (`mmap` and `mprotect` depend on their arguments.)
-const MEMORY: &[c_long] =
-    &[libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_brk, libc::SYS_membarrier];
+/// Allocation, the stacks of new threads, and mapped images. (`mmap` and `mprotect` depend on their arguments.)
+const MEMORY: &[c_long] = &[
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mincore,
+    libc::SYS_brk,
+    libc::SYS_membarrier,
+];
 
 /// What threads do, from their first instruction to their last; signals of the runtime. `clone3`
 /// is here because an earlier filter answers it: see `calls`.

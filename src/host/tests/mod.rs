@@ -2,6 +2,7 @@
 
 mod files;
 mod lending;
+mod mapped;
 mod sockets;
 mod tasks;
 
