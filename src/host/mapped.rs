@@ -5,10 +5,13 @@
 //! half a second. Windows that were not used for a while give way to others.
 //!
 //! Refuses to wait for a device, as far as it can: a page that was dropped since its region was
-//! looked at is read by the fault. Refuses what is being changed, too: a copy would see a sector
-//! half written.
+//! looked at is read by the fault. Refuses what is being changed, too: a copy beside the write could
+//! see a sector half written.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::time::{ClockId, clock_gettime};
+use rustix::process::{Resource, getrlimit};
 
 use super::files::{FileTable, OpenFile};
 use super::task::{Call, Task};
@@ -22,17 +25,20 @@ const REGION_BITS: u32 = 20;
 const REGIONS: usize = 1 << 13;
 /// For how long a look is believed, in milliseconds; and for how long a "no" is.
 const TRUST_MS: u64 = 500;
-/// So many small reads within that time make it worth to look.
-const READS_MIN: u32 = 4;
-/// A read of so many bytes does alone.
-const LONG_BYTES: u64 = 64 << 10;
+/// So many pages read within that time make it worth to look: each saves some 1 us, and a look
+/// takes 3 to 60 us, the more the less of the region is in the tables of the processor yet.
+const PAGES_MIN: u32 = 32;
+const PAGE_BYTES: u64 = 4096;
 
-/// What is mapped at once. The tables of the processor for it take 512 KiB at most.
-const WINDOW_BYTES: u64 = 256 << 20;
-/// Windows at most.
+/// What is mapped at once. The tables of the processor for it take 128 KiB at most.
+const WINDOW_BYTES: u64 = 64 << 20;
+/// Windows at most: as much as regions are remembered.
 const WINDOWS_MAX: usize = 128;
-/// A window that was not looked through for so long gives way.
+/// After so many windows that the system did not give, none is asked for any more.
+const FAILURES_MAX: u32 = 16;
+/// A window that was not looked through for so long gives way, one at a time: it takes some 5 ms.
 const IDLE_MS: u64 = 2000;
+const PAUSE_MS: u64 = 200;
 
 /// No window.
 const NONE: u32 = u32::MAX;
@@ -43,8 +49,41 @@ pub(super) struct Mapped {
     /// By a hash of their names; empty until the first read.
     regions: Vec<Region>,
     windows: Vec<Held>,
-    /// The system does not map, or does not say what is cached.
-    refused: bool,
+    /// Windows of files that went, until [`Self::take_leftovers`].
+    leftovers: Leftovers,
+    /// When one last gave way.
+    replaced: u64,
+    /// How often the system did not map.
+    failures: u32,
+}
+
+/// Windows nobody looks through any more. To drop them takes some 5 ms for each that was all used,
+/// and until then they keep their files as they are: open, with what locks they hold.
+#[derive(Debug, Default)]
+pub(crate) struct Leftovers(Vec<Window>);
+
+impl Leftovers {
+    /// Drops them, in a thread of their own if that takes long, and then does what waits for it.
+    pub(crate) fn drop_apart(self, then: impl FnOnce() + Send + 'static) {
+        if self.0.len() < 2 {
+            drop(self);
+            return then();
+        }
+        let all = Arc::new(Mutex::new(Some((self, then))));
+        let theirs = Arc::clone(&all);
+        let name = "orlop-unmap".to_owned();
+        if std::thread::Builder::new().name(name).spawn(move || drop_all(&theirs)).is_err() {
+            drop_all(&all);
+        }
+    }
+}
+
+fn drop_all(all: &Mutex<Option<(Leftovers, impl FnOnce())>>) {
+    let taken = all.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some((leftovers, then)) = taken {
+        drop(leftovers);
+        then();
+    }
 }
 
 /// What is known of a region.
@@ -55,8 +94,8 @@ struct Region {
     since: u64,
     /// The window through which it can be read at present.
     window: u32,
-    /// Reads since then.
-    reads: u32,
+    /// Pages read since then.
+    pages: u32,
     /// Bytes of it that were in the file, from its start.
     len: u32,
     /// It was looked at and was not there.
@@ -64,15 +103,14 @@ struct Region {
 }
 
 const UNKNOWN: Region =
-    Region { name: u64::MAX, since: 0, window: NONE, reads: 0, len: 0, absent: false };
+    Region { name: u64::MAX, since: 0, window: NONE, pages: 0, len: 0, absent: false };
 
 /// What is asked of a region.
 #[derive(Clone, Copy)]
 struct Asked {
     file: FileId,
-    /// The read is long enough to look for it alone.
-    long: bool,
-    /// The position in the file where it ends.
+    /// Where it begins and ends in the file.
+    at: u64,
     end: u64,
     now: u64,
 }
@@ -90,7 +128,7 @@ impl Mapped {
     /// Carries out the current call of a task, if it is a read that can be served from memory.
     pub(super) fn serve(&mut self, task: &mut Task, files: &FileTable) -> Option<Outcome> {
         let Call::Read { at } = task.call() else { return None };
-        if self.refused || !task.file().maps() {
+        if self.failures >= FAILURES_MAX || !task.file().maps() {
             return None;
         }
         let (file, at) = (task.file_id(), at.get());
@@ -113,19 +151,24 @@ impl Mapped {
 
     /// Forgets a file.
     pub(super) fn forget(&mut self, file: FileId) {
-        let before = self.windows.len();
-        self.windows.retain(|held| held.file != file);
-        if self.windows.len() < before {
+        let gone = self.windows.extract_if(.., |held| held.file == file);
+        self.leftovers.0.extend(gone.map(|held| held.window));
+        if !self.leftovers.0.is_empty() {
             // Others have other numbers now.
             self.regions.fill(UNKNOWN);
         }
+    }
+
+    /// What files that were forgotten have left.
+    pub(super) fn take_leftovers(&mut self) -> Leftovers {
+        std::mem::take(&mut self.leftovers)
     }
 
     fn read(&mut self, open: &OpenFile, file: FileId, at: u64, into: &mut [u8]) -> bool {
         let now = milliseconds();
         let end = at + into.len() as u64;
         let (first, last) = (at >> REGION_BITS, (end - 1) >> REGION_BITS);
-        let asked = Asked { file, long: into.len() as u64 >= LONG_BYTES, end, now };
+        let asked = Asked { file, at, end, now };
         if !(first..=last).all(|region| self.is_warm(open, region, asked)) {
             return false;
         }
@@ -161,19 +204,21 @@ impl Mapped {
             *region = Region { name, since: now, ..UNKNOWN };
         }
         if now.saturating_sub(region.since) >= TRUST_MS {
-            // What was read often will be.
-            let often = region.reads >= READS_MIN && !region.absent;
-            let reads = if often { READS_MIN } else { 0 };
-            *region = Region { name, since: now, reads, ..UNKNOWN };
+            // What was read often in that time will be.
+            let often = region.pages >= PAGES_MIN && !region.absent;
+            let pages = if often { PAGES_MIN } else { 0 };
+            *region = Region { name, since: now, pages, ..UNKNOWN };
         }
-        region.reads = region.reads.saturating_add(1);
+        let start = number << REGION_BITS;
+        let part = asked.end.min(start + REGION_BYTES) - asked.at.max(start);
+        region.pages = region.pages.saturating_add(part.div_ceil(PAGE_BYTES) as u32);
         // Behind the end of a file a mapping shows zeroes up to the end of the page.
-        let wanted = asked.end - (number << REGION_BITS);
+        let wanted = asked.end - start;
         let reaches = |len: u32| wanted.min(REGION_BYTES) <= u64::from(len);
         if region.window != NONE {
             return reaches(region.len);
         }
-        if region.absent || (region.reads < READS_MIN && !asked.long) {
+        if region.absent || region.pages < PAGES_MIN {
             return false;
         }
         let seen = self.look(open, file, number, now);
@@ -182,7 +227,7 @@ impl Mapped {
             region.absent = true;
             return false;
         };
-        *region = Region { since: now, window, len, ..*region };
+        *region = Region { since: now, window, pages: 0, len, ..*region };
         reaches(len)
     }
 
@@ -211,11 +256,17 @@ impl Mapped {
         } else {
             let ages = self.windows.iter().enumerate();
             let (index, held) = ages.min_by_key(|(_, held)| held.used)?;
-            if now.saturating_sub(held.used) < IDLE_MS {
+            let used = now.saturating_sub(held.used) < IDLE_MS;
+            if used || now.saturating_sub(self.replaced) < PAUSE_MS {
                 return None;
             }
+            self.replaced = now;
             Some(index)
         };
+        if address_space_is_limited() {
+            self.failures = FAILURES_MAX;
+            return None;
+        }
         if !window::tells_the_truth(open.fd()) {
             open.maps_no_more();
             return None;
@@ -223,8 +274,8 @@ impl Mapped {
         let window = match Window::over(open.fd(), at, WINDOW_BYTES as usize) {
             Ok(window) => window,
             Err(error) => {
-                tracing::debug!(%error, "images are not mapped");
-                self.refused = true;
+                tracing::debug!(%error, "a part of an image is not mapped");
+                self.failures += 1;
                 return None;
             }
         };
@@ -249,6 +300,15 @@ impl Mapped {
             return;
         }
         let (first, last) = (at >> REGION_BITS, at.saturating_add(len) >> REGION_BITS);
+        if last - first < REGIONS as u64 / 8 {
+            for name in (first..=last).map(|number| name_of(file, number)) {
+                let region = &mut self.regions[place_of(name)];
+                if region.name == name {
+                    *region = UNKNOWN;
+                }
+            }
+            return;
+        }
         for region in &mut self.regions {
             let of_file = region.name & !NUMBERS == name_of(file, 0);
             if of_file && (first..=last).contains(&(region.name & NUMBERS)) {
@@ -256,6 +316,11 @@ impl Mapped {
             }
         }
     }
+}
+
+/// Whether windows would take from what this process may map at all.
+fn address_space_is_limited() -> bool {
+    getrlimit(Resource::As).current.is_some()
 }
 
 /// The part of a region's name that is its number within the file.

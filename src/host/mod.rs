@@ -45,6 +45,7 @@ pub use wake::Waker;
 
 use crate::engine::effect::{Effect, FileId};
 use inlet::{Asked, EntryPlace, InletId, InletState};
+use mapped::Leftovers;
 use memory::Arena;
 use sim::script::ScriptHost;
 use threads::Threads;
@@ -225,6 +226,15 @@ impl Host {
     /// Closes a file. No effect on it may be in flight.
     pub fn remove_file(&mut self, file: FileId) {
         forward!(self, host => host.remove_file(file));
+    }
+
+    /// What removed files have left that takes long to drop, and keeps them from being closed.
+    pub(crate) fn take_leftovers(&mut self) -> Leftovers {
+        match self {
+            Self::Uring(host) => host.take_leftovers(),
+            Self::Threads(host) => host.take_leftovers(),
+            Self::Script(_) => Leftovers::default(),
+        }
     }
 
     /// Starts an effect of the disk called `tag`; its event tells the tag. Submission may wait for

@@ -19,7 +19,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use super::blocking::{self, SLICES_MAX};
 use super::event::{Event, HangUp, PollId, ReceiveInto, SendList, SocketId};
 use super::files::{Descriptors, FileTable};
-use super::mapped::Mapped;
+use super::mapped::{Leftovers, Mapped};
 use super::memory::Memory;
 use super::slab::Slab;
 use super::task::{Task, TaskName, Work};
@@ -98,6 +98,10 @@ impl Threads {
     pub(super) fn remove_file(&mut self, file: FileId) {
         self.mapped.forget(file);
         self.files.remove(file);
+    }
+
+    pub(super) fn take_leftovers(&mut self) -> Leftovers {
+        self.mapped.take_leftovers()
     }
 
     pub(super) fn start(&mut self, name: TaskName, work: Work) {

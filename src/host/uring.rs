@@ -35,7 +35,7 @@ use super::Counters;
 use super::blocking::{self, SLICES_MAX, erase_mode};
 use super::event::{Event, ReceiveInto, SendList};
 use super::files::{Descriptors, FileTable, OutOfFiles, kept_of};
-use super::mapped::Mapped;
+use super::mapped::{Leftovers, Mapped};
 use super::memory::Memory;
 use super::ring_setup::{self, Setup};
 use super::slab::{Numbers, Slab};
@@ -247,6 +247,10 @@ impl Uring {
         let Some(slots) = self.file_slots.get_mut(usize::from(file.0)) else { return };
         let slots = std::mem::take(slots);
         slots.into_iter().flatten().for_each(|slot| self.give_slot(slot));
+    }
+
+    pub(super) fn take_leftovers(&mut self) -> Leftovers {
+        self.mapped.take_leftovers()
     }
 
     fn take_slot(&mut self, fd: i32) -> io::Result<Fixed> {

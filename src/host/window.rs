@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::libc;
@@ -27,7 +28,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Maps `len` bytes of a file from `at` on, a multiple of the page. They may reach over its end.
+    /// Maps `len` bytes of a file from `at` on, a multiple of the page; they may reach over its end.
     ///
     /// # Errors
     /// What the system says; `Unsupported` on machines this was not written for.
@@ -38,6 +39,11 @@ impl Window {
         // for any of it.
         map.advise(Advice::Random)?;
         map.advise(Advice::DontFork)?;
+        // Where all memory of the process stays in memory, this must not: it is the page cache's.
+        // SAFETY: it changes what may become of the pages of our own mapping, and nothing in them.
+        if unsafe { libc::munlock(map.as_ptr().cast(), len) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
         Ok(Self { map, at })
     }
 
@@ -60,6 +66,9 @@ impl Window {
     /// Copies bytes of the file from `at` on. False if not all of them could be had; what `into`
     /// holds then is of no meaning.
     pub(super) fn copy(&self, at: u64, into: &mut [u8]) -> bool {
+        if !ARMED.load(Ordering::Relaxed) {
+            return false;
+        }
         let Some(from) = self.pointer(at, into.len()) else { return false };
         // SAFETY: `pointer` checked that the range lies within the mapping, which lives as long as
         // self. `into` is ours alone, and of that length. No reference to what is mapped exists.
@@ -89,6 +98,9 @@ pub(super) fn tells_the_truth(file: BorrowedFd<'_>) -> bool {
     Window::over(file, behind, PAGE as usize).is_ok_and(|window| !window.is_resident(behind, PAGE))
 }
 
+/// Whether a fault is answered. Not any more once the signal went to somebody else.
+static ARMED: AtomicBool = AtomicBool::new(false);
+
 /// The signal that tells of a page that cannot be had, and what was to become of it before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
@@ -96,10 +108,11 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 mod copying {
     use std::io;
     use std::sync::OnceLock;
+    use std::sync::atomic::Ordering;
 
     use nix::libc;
 
-    use super::BEFORE;
+    use super::{ARMED, BEFORE};
 
     // The two string moves are the only instructions that touch what is mapped. A fault in one of
     // them leaves the instruction pointer on it; `caught` sets it to the third label.
@@ -165,13 +178,14 @@ mod copying {
             if unsafe { libc::sigaction(libc::SIGBUS, &raw const new, std::ptr::null_mut()) } != 0 {
                 return Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
             }
+            ARMED.store(true, Ordering::Relaxed);
             Ok(())
         });
         done.map_err(io::Error::from_raw_os_error)
     }
 
-    /// Goes on behind a copy that met a page which cannot be had. Every other fault is left to
-    /// whoever had the signal before.
+    /// Goes on behind a copy that met a page which cannot be had. Word of broken memory that nobody
+    /// touches is no fault. Every other is left to whoever had the signal before.
     extern "C" fn caught(
         signal: libc::c_int,
         info: *mut libc::siginfo_t,
@@ -187,6 +201,10 @@ mod copying {
                 registers[libc::REG_RIP as usize] = &raw const orlop_copy_failed as i64;
                 return;
             }
+            if (*info).si_code == libc::BUS_MCEERR_AO {
+                return;
+            }
+            ARMED.store(false, Ordering::Relaxed);
             // The instruction runs again and faults again; a signal that somebody sent does not
             // come by itself.
             let before = BEFORE.get().map_or(std::ptr::null(), std::ptr::from_ref);

@@ -15,7 +15,8 @@ pub(crate) fn flush_nothing_for_memory() {
     }
 }
 
-/// Keeps the memory of this process in memory, each page from when it is first used.
+/// Keeps the memory of this process in memory, each page from when it is first used. To be called
+/// before disks are served: parts of images that are mapped then are the page cache's, and stay so.
 pub(crate) fn stay_in_memory() {
     let root = rustix::process::geteuid().is_root();
     // Under a limit, later requests for memory would fail: worse than what this guards from.

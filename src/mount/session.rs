@@ -46,6 +46,7 @@ pub fn run(
     let bound = wish.nbd.clone().map(|path| bind(&[Listen::Unix(path)])).transpose();
     let bound = bound.map_err(MountFailure::Nbd)?;
     guard::flush_nothing_for_memory();
+    guard::stay_in_memory();
     let failed = |what| move |error| MountFailure::System { what, error };
     let arena = ArenaSize { large_bytes: wish.memory_mib << 20, ..ArenaSize::default() };
     let passes = matches!(opened.passed, Some(Ok(_)));
@@ -144,7 +145,6 @@ async fn serve(
         if let Some(fresh) = fresh {
             fresh.keep();
         }
-        guard::stay_in_memory();
         tokio::select! {
             () = standing.unmounted() => End::Unmounted,
             () = signals.come() => End::Asked,

@@ -26,12 +26,14 @@ pub(super) const PLAIN: &[&[c_long]] = &[
     OLD_NAMES,
 ];
 
-/// Allocation, the stacks of new threads, and mapped images. (`mmap` and `mprotect` depend on their arguments.)
+/// Allocation, the stacks of new threads, and mapped images. (`mmap` and `mprotect` depend on their
+/// arguments.)
 const MEMORY: &[c_long] = &[
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
     libc::SYS_mincore,
+    libc::SYS_munlock,
     libc::SYS_brk,
     libc::SYS_membarrier,
 ];

@@ -132,9 +132,13 @@ impl Shard {
         for file in &seat.files {
             self.host.remove_file(*file);
         }
-        for answer in seat.into_answers() {
-            let _ = answer.send(result.clone());
-        }
+        let leftovers = self.host.take_leftovers();
+        let answers = seat.into_answers();
+        leftovers.drop_apart(move || {
+            for answer in answers {
+                let _ = answer.send(result.clone());
+            }
+        });
     }
 
     fn advance_shutdown(&mut self) -> bool {

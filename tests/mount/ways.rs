@@ -293,3 +293,32 @@ fn mount_and_umount_of_the_system_do() {
         place.nothing_is_left();
     }
 }
+
+#[test]
+fn the_memory_of_a_mounts_server_stays_but_not_what_it_maps_of_the_image() {
+    let Some(place) = Place::new() else { return };
+    let image = place.path("disk.raw");
+    fs::write(&image, content(4 * MIB, 9)).unwrap();
+    let mut server = place.mount_here("disk.raw", &[]);
+    let smaps = || fs::read_to_string(format!("/proc/{}/smaps", server.id())).unwrap();
+    let locked = |smaps: &str| {
+        let lines = smaps.lines().filter_map(|line| line.strip_prefix("Locked:"));
+        lines.map(|kb| kb.trim_end_matches("kB").trim().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let before = locked(&smaps());
+    for at in 0..400 {
+        // What the kernel keeps of the file it need not ask for.
+        assert_eq!(read(&place.disk(), at % 100 * 40_000, 4096).len(), 4096);
+        open(&place.disk()).write_all_at(&[1; 4096], at % 100 * 40_000).unwrap();
+    }
+    let after = smaps();
+    if cfg!(target_arch = "x86_64") {
+        assert!(after.contains(text(&image)), "it was read often, and is not mapped");
+    }
+    let mapping = after.split("VmFlags").find(|part| part.contains(text(&image)));
+    assert_eq!(locked(mapping.unwrap_or_default()), 0, "the page cache must be able to drop it");
+    println!("locked: {before} KiB before, {} after", locked(&after));
+    place.umount();
+    assert!(server.wait().unwrap().success());
+    place.nothing_is_left();
+}

@@ -2,6 +2,8 @@
 //! blocks together. Keeps the allocated entries only; refuses to keep more of them than the file
 //! can hold, so that a forged table costs no more memory than its file has blocks.
 
+use std::ops::Range;
+
 use crate::bat::each_allocated;
 use crate::error::{OpenError, Region};
 use crate::geometry::Geometry;
@@ -53,6 +55,9 @@ pub(crate) struct TablePass {
     taken_end: FileOffset,
     file_len: ByteLen,
     blocks_limit: FileOffset,
+    /// Sectors at which a block is sound, as far as it alone can tell: behind all metadata, with
+    /// its end inside the file. A table has a million entries, so most are to take one look.
+    sound: Range<u64>,
     seen: u32,
     behind_disk: u32,
     placed: Vec<Placed>,
@@ -67,12 +72,17 @@ impl TablePass {
         blocks_limit: FileOffset,
     ) -> Self {
         let taken_end = taken.iter().map(|taken| taken.end).max().unwrap_or_default();
+        let end = file_len.get().min(blocks_limit.get());
+        let room =
+            end.checked_sub(geometry.slot_bytes().get()).map_or(0, |last| last / SECTOR_BYTES + 1);
+        let sound = taken_end.get().div_ceil(SECTOR_BYTES)..room;
         Self {
             geometry,
             taken,
             taken_end,
             file_len,
             blocks_limit,
+            sound,
             seen: 0,
             behind_disk: 0,
             placed: Vec::new(),
@@ -89,14 +99,21 @@ impl TablePass {
     pub(crate) fn page(&mut self, bytes: &[u8], mut fail: impl FnMut(OpenError)) {
         let base = self.seen;
         self.seen += u32::try_from(bytes.len() / 4).expect("a page is at most 1 MiB");
+        let reaches_behind = self.seen > self.geometry.blocks();
         let most = self.file_len.get() / self.geometry.slot_bytes().get();
         let mut placed = std::mem::take(&mut self.placed);
+        if placed.capacity() == 0 {
+            // At once: growing step by step touches twice the memory.
+            let blocks = most.saturating_add(1).min(self.geometry.blocks().into());
+            placed.reserve(usize::try_from(blocks).unwrap_or(0));
+        }
         each_allocated(bytes, |position, raw| {
             let entry = Placed::new(base + position, raw);
-            if entry.block().get() >= self.geometry.blocks() {
+            if reaches_behind && entry.block().get() >= self.geometry.blocks() {
                 self.behind_disk += 1;
             }
-            if let Some(error) = self.fault_of(entry) {
+            let sound = self.sound.contains(&u64::from(raw));
+            if !sound && let Some(error) = self.fault_of(entry) {
                 fail(error);
             } else if (placed.len() as u64) <= most {
                 // One more than fit is enough to show that two of them overlap.

@@ -26,7 +26,7 @@ fn read(host: &mut Host, file: FileId, at: usize, len: usize) -> Result<Vec<u8>,
 
 /// Reads until the host knows by heart where these bytes are; machines that do not map never do.
 fn warm(host: &mut Host, file: FileId, at: usize) -> bool {
-    (0..20).any(|_| {
+    (0..60).any(|_| {
         let before = host.counters().mapped_reads;
         read(host, file, at, 512).unwrap();
         host.counters().mapped_reads > before
@@ -55,7 +55,7 @@ fn folders() -> Vec<TempDir> {
     [TempDir::new().ok(), memory].into_iter().flatten().collect()
 }
 
-fn maps() -> bool {
+fn maps_here() -> bool {
     cfg!(target_arch = "x86_64")
 }
 
@@ -83,7 +83,7 @@ fn what_is_read_often_is_copied_from_a_mapping_and_is_what_was_written_last() {
                 }
             }
             let mapped = host.counters().mapped_reads;
-            assert!(!maps() || mapped > 1000, "{mapped} of some 1300 reads were mapped");
+            assert!(!maps_here() || mapped > 800, "{mapped} of some 1300 reads were mapped");
             host.remove_file(file);
         }
     }
@@ -96,12 +96,12 @@ fn the_end_of_a_file_is_told_also_within_a_page() {
         for mut host in hosts(&arena) {
             let path = file_of(&vec![7; MIB + 100], folder.path(), "file");
             let file = host.add_file(open(&path, Way::Cached)).unwrap();
-            for _ in 0..20 {
+            for _ in 0..60 {
                 assert_eq!(read(&mut host, file, MIB, 100), Ok(vec![7; 100]));
                 let over = read(&mut host, file, MIB, 101);
                 assert_eq!(over, Err(IoError::UNEXPECTED_EOF));
             }
-            assert!(!maps() || host.counters().mapped_reads > 0);
+            assert!(!maps_here() || host.counters().mapped_reads > 0);
             // Once it is longer, what is new can be read at once.
             run(&mut host, file, write(MIB + 100, &[8; 5000]));
             let seen = read(&mut host, file, MIB + 99, 3).unwrap();
@@ -118,7 +118,7 @@ fn a_file_that_somebody_cut_ends_its_reads_and_not_the_process() {
         for mut host in hosts(&arena) {
             let path = file_of(&vec![7; 4 * MIB], folder.path(), "file");
             let file = host.add_file(open(&path, Way::Cached)).unwrap();
-            assert!(warm(&mut host, file, 2 * MIB) || !maps());
+            assert!(warm(&mut host, file, 2 * MIB) || !maps_here());
             let theirs = File::options().write(true).open(&path).unwrap();
             theirs.set_len(MIB as u64).unwrap();
             for len in [1, 7, 512, 4096, 5001] {
@@ -141,18 +141,18 @@ fn what_was_erased_reads_as_zeroes_and_takes_no_room_again() {
         for mut host in hosts(&arena) {
             let path = file_of(&vec![7; 2 * MIB], folder.path(), "file");
             let file = host.add_file(open(&path, Way::Cached)).unwrap();
-            assert!(warm(&mut host, file, MIB) || !maps());
+            assert!(warm(&mut host, file, MIB) || !maps_here());
             let (at, len) = (FileOffset::new(MIB as u64), ByteLen::new(MIB as u64 / 2));
             run(&mut host, file, Work::Erase { how: Erase::Punch, at, len });
             File::open(&path).unwrap().sync_all().unwrap();
             let blocks = std::fs::metadata(&path).unwrap().blocks();
-            for _ in 0..20 {
+            for _ in 0..60 {
                 assert_eq!(read(&mut host, file, MIB, 4096), Ok(vec![0; 4096]));
                 assert_eq!(read(&mut host, file, MIB + MIB / 2, 16), Ok(vec![7; 16]));
             }
             assert_eq!(std::fs::metadata(&path).unwrap().blocks(), blocks);
             let zeroes = Work::Erase { how: Erase::Zero, at: FileOffset::new(0), len };
-            assert!(warm(&mut host, file, 0) || !maps());
+            assert!(warm(&mut host, file, 0) || !maps_here());
             run(&mut host, file, zeroes);
             assert_eq!(read(&mut host, file, MIB / 2 - 1, 2), Ok(vec![0, 7]));
             let cut = Work::SetLength { len: ByteLen::new(MIB as u64 / 4) };
@@ -175,7 +175,7 @@ fn a_file_takes_what_was_known_of_it_along() {
             let file = host.add_file(open(&path, Way::Cached)).unwrap();
             assert_eq!(before.replace(file).unwrap_or(file), file, "names are given again");
             for at in [0, MIB, MIB - 10] {
-                assert!(warm(&mut host, file, at) || !maps());
+                assert!(warm(&mut host, file, at) || !maps_here());
                 assert_eq!(read(&mut host, file, at, 20), Ok(vec![fill; 20]));
             }
             host.remove_file(file);
@@ -191,7 +191,7 @@ fn what_is_being_written_is_not_read_beside_it() {
     for mut host in hosts(&arena) {
         let path = file_of(&vec![7; 2 * MIB], folder.path(), "file");
         let file = host.add_file(open(&path, Way::Cached)).unwrap();
-        assert!(warm(&mut host, file, 0) && warm(&mut host, file, MIB) || !maps());
+        assert!(warm(&mut host, file, 0) && warm(&mut host, file, MIB) || !maps_here());
         let before = host.counters().mapped_reads;
         start(&mut host, 1, file, write(0, &vec![8; MIB]));
         let at = FileOffset::new(MIB as u64 - 100);
@@ -205,7 +205,36 @@ fn what_is_being_written_is_not_read_beside_it() {
         }
         // Beside it, and afterwards, it is.
         assert_eq!(read(&mut host, file, MIB - 1, 2), Ok(vec![8, 7]));
-        assert!(host.counters().mapped_reads > before || !maps());
+        assert!(host.counters().mapped_reads > before || !maps_here());
         host.remove_file(file);
+    }
+}
+
+#[test]
+fn windows_of_a_file_that_goes_are_closed_before_what_waits_for_it() {
+    let arena = arena();
+    let folder = TempDir::new().unwrap();
+    for mut host in hosts(&arena) {
+        let path = folder.path().join("sparse");
+        let theirs = File::create(&path).unwrap();
+        let places = [0, 64 * MIB, 128 * MIB];
+        places.iter().for_each(|at| theirs.write_all_at(&vec![7; MIB], *at as u64).unwrap());
+        let file = host.add_file(open(&path, Way::Cached)).unwrap();
+        let maps = |path: &Path| {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.lines().filter(|line| line.ends_with(path.to_str().unwrap())).count()
+        };
+        for at in places {
+            assert!(warm(&mut host, file, at) || !maps_here());
+        }
+        if maps_here() {
+            assert!(maps(&path) >= 1, "windows beside each other may be told as one");
+        }
+        host.remove_file(file);
+        let (tell, told) = std::sync::mpsc::channel();
+        let seen = path.clone();
+        host.take_leftovers().drop_apart(move || tell.send(maps(&seen)).unwrap());
+        assert_eq!(told.recv(), Ok(0));
+        host.take_leftovers().drop_apart(|| ());
     }
 }
