@@ -4,6 +4,7 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,6 +36,13 @@ const PATIENCE: usize = 100_000;
 
 type Asked<T> = Pin<Box<dyn Future<Output = T>>>;
 
+/// What the disk's file holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum File {
+    Whole,
+    Hole,
+}
+
 /// A shard with a disk and one client.
 struct Rig {
     shard: Stepped,
@@ -45,6 +53,7 @@ struct Rig {
 /// Counts all of it; nothing where there is no ring.
 pub(crate) fn count_all() {
     alone();
+    not_in_memory();
     beside_idle_disks();
 }
 
@@ -54,7 +63,7 @@ fn alone() {
         let write = format!("NBD write of 4 KiB, raw, {depth} at a time, {WITH_KERNEL}");
         let (warm, turns, each) = (640 / depth, 3200 / depth, depth);
         let ask = |command| protocols::batch(command, depth);
-        let Some(mut rig) = Rig::try_new(0) else {
+        let Some(mut rig) = Rig::try_new(File::Whole, 0) else {
             crate::leave_out(&read);
             crate::leave_out(&write);
             continue;
@@ -69,10 +78,21 @@ fn alone() {
     }
 }
 
+/// What the page cache does not have whole goes through the ring.
+fn not_in_memory() {
+    let name = format!("NBD read of 4 KiB, a hole of raw, 32 at a time, {WITH_KERNEL}");
+    let Some(mut rig) = Rig::try_new(File::Hole, 0) else { return crate::leave_out(&name) };
+    let request = protocols::batch(protocols::NBD_READ, 32);
+    PathUnderTest { name: &name, warm: 20, turns: 100, each: 32 }
+        .take(|_| rig.exchange(&request, READ_BYTES * 32));
+}
+
 /// What a shard has besides must cost nobody anything.
 fn beside_idle_disks() {
     let name = format!("NBD read of 4 KiB, raw, beside {IDLE_DISKS} idle disks, {WITH_KERNEL}");
-    let Some(mut rig) = Rig::try_new(IDLE_DISKS) else { return crate::leave_out(&name) };
+    let Some(mut rig) = Rig::try_new(File::Whole, IDLE_DISKS) else {
+        return crate::leave_out(&name);
+    };
     let request = protocols::batch(protocols::NBD_READ, 1);
     PathUnderTest { name: &name, warm: 640, turns: 3200, each: 1 }
         .take(|_| rig.exchange(&request, READ_BYTES));
@@ -87,18 +107,24 @@ fn answered<T>(asked: &mut Asked<T>) -> Option<T> {
 
 impl Rig {
     /// None where there is no ring.
-    fn try_new(idle: usize) -> Option<Self> {
-        let made = Self::new(idle);
+    fn try_new(content: File, idle: usize) -> Option<Self> {
+        let made = Self::new(content, idle);
         made.inspect_err(|why| eprintln!("no ring can be had here: {why}")).ok()
     }
 
-    fn new(idle: usize) -> std::io::Result<Self> {
+    fn new(content: File, idle: usize) -> std::io::Result<Self> {
         let (mailbox, mut shard) =
             Stepped::over_ring(ArenaSize::default(), Duration::from_secs(10))?;
         let place = tempfile::tempdir()?;
         let path = place.path().join("disk.raw");
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.set_len(DISK_BYTES)?;
+        if content == File::Whole {
+            // All that is asked for, and what lies around it: it is looked at together.
+            let around = |cookie| protocols::place_of(cookie) >> 20 << 20;
+            let written = (0..32).map(around).map(|at| file.write_all_at(&vec![7; 1 << 20], at));
+            written.collect::<Result<(), _>>()?;
+        }
         let mut one_more = || {
             Ok::<_, std::io::Error>(attach(&mailbox, &mut shard, OwnedFd::from(file.try_clone()?)))
         };

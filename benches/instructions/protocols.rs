@@ -53,6 +53,11 @@ pub(crate) fn session(headers: HeaderFormat) -> nbd::Session {
     nbd::Session { export, structured: true, contexts, no_zeroes: true, headers, leftover }
 }
 
+/// The disk's byte at which the request of a cookie begins.
+pub(crate) fn place_of(cookie: u64) -> u64 {
+    scatter(cookie) % PAGES * 4096
+}
+
 /// A request as a client sends it, 4 KiB long.
 fn asked(headers: HeaderFormat, command: u16, cookie: u64) -> Vec<u8> {
     let wide = headers == HeaderFormat::Extended;
@@ -63,7 +68,7 @@ fn asked(headers: HeaderFormat, command: u16, cookie: u64) -> Vec<u8> {
     bytes.extend(flags.to_be_bytes());
     bytes.extend(command.to_be_bytes());
     bytes.extend(cookie.to_be_bytes());
-    bytes.extend((scatter(cookie) % PAGES * 4096).to_be_bytes());
+    bytes.extend(place_of(cookie).to_be_bytes());
     if wide {
         bytes.extend(4096_u64.to_be_bytes());
     } else {
