@@ -5,8 +5,8 @@
 //! half a second. Windows that were not used for a while give way to others.
 //!
 //! Refuses to wait for a device, as far as it can: a page that was dropped since its region was
-//! looked at is read by the fault. Refuses what is being changed, too: a copy beside the write could
-//! see a sector half written.
+//! looked at is read by the fault. Refuses what is being changed, too: a copy beside the write may
+//! show a sector half written.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

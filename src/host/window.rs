@@ -28,7 +28,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Maps `len` bytes of a file from `at` on, a multiple of the page; they may reach over its end.
+    /// Maps `len` bytes of a file from `at` on, a multiple of the page; its end may come before.
     ///
     /// # Errors
     /// What the system says; `Unsupported` on machines this was not written for.
@@ -140,6 +140,8 @@ mod copying {
         ".popsection",
     );
 
+    // SAFETY: what is declared is what the assembly above defines: a function that keeps to the
+    // conventions of C, and labels of which only the addresses are taken.
     unsafe extern "C" {
         fn orlop_copy(into: *mut u8, from: *const u8, len: usize) -> usize;
         static orlop_copy_words: u8;
@@ -221,6 +223,10 @@ mod copying {
 mod copying {
     use std::io;
 
+    /// Copies nothing.
+    ///
+    /// # Safety
+    /// It may be called with anything.
     pub(super) unsafe fn copy(_into: &mut [u8], _from: *const u8) -> bool {
         false
     }
@@ -230,7 +236,8 @@ mod copying {
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Write;

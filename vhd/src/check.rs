@@ -238,14 +238,15 @@ impl Check {
         let blocks = image.sparse().map(|sparse| {
             self.report.blocks = sparse.geometry.blocks();
             self.report.allocated = sparse.allocated;
-            self.report.leaked = leaked(&image, sparse, &outcome.blocks.placed);
+            let placed = outcome.blocks.placed();
+            self.report.leaked = leaked(&image, sparse, &placed);
             Blocks {
                 geometry: sparse.geometry,
                 dynamic,
                 disk_size: image.disk_size(),
                 batmap: sparse.batmap,
                 full: Vec::new(),
-                placed: outcome.blocks.placed,
+                placed,
                 next: 0,
             }
         });

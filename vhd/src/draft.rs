@@ -130,7 +130,7 @@ impl Draft {
     pub(crate) fn into_sparse(self, footers: Footers, blocks: &Blocks) -> Sparse {
         let metadata_end = self.taken.iter().map(|taken| taken.end).max().unwrap_or_default();
         let metadata_end = metadata_end.max(self.space_end);
-        let blocks_end = blocks.end(&self.geometry).unwrap_or_default().max(metadata_end);
+        let blocks_end = blocks.end().unwrap_or_default().max(metadata_end);
         let differencing = footers.footer.kind == DiskKind::Differencing;
         Sparse {
             parent: differencing.then(|| ParentLink::new(&self.header, self.paths)),
@@ -141,7 +141,7 @@ impl Draft {
             entries: self.geometry.entries(),
             metadata_end,
             blocks_end,
-            allocated: blocks.placed.len() as u32,
+            allocated: blocks.allocated,
             tail: footers.state,
             front_matches: footers.front_matches,
             batmap: self.batmap,

@@ -1,6 +1,7 @@
 //! The pass over the allocation table: every entry is looked at once, in pages, and at the end all
-//! blocks together. Keeps the allocated entries only; refuses to keep more of them than the file
-//! can hold, so that a forged table costs no more memory than its file has blocks.
+//! blocks together. Keeps the allocated entries only, those that lie one behind the other in one
+//! piece: a table filled in order is one, whatever its size. Refuses to keep more entries than the
+//! file can hold, so that a forged table costs no more memory than its file has blocks.
 
 use std::ops::Range;
 
@@ -58,9 +59,64 @@ pub(crate) struct TablePass {
     /// Sectors at which a block is sound, as far as it alone can tell: behind all metadata, with
     /// its end inside the file. A table has a million entries, so most are to take one look.
     sound: Range<u64>,
+    slot_sectors: u32,
     seen: u32,
     behind_disk: u32,
-    placed: Vec<Placed>,
+    /// Allocated entries that are sound by themselves.
+    allocated: u32,
+    runs: Vec<Run>,
+}
+
+/// Blocks that follow each other on the disk and, at equal distances, in the file, with no room for
+/// another between them. Ordered by where they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Run {
+    sector: u32,
+    block: u32,
+    count: u32,
+    /// Sectors from one to the next; of no meaning for one alone.
+    stride: u32,
+}
+
+impl Run {
+    const fn of(block: u32, sector: u32) -> Self {
+        Self { sector, block, count: 1, stride: 0 }
+    }
+
+    const fn last(self) -> u32 {
+        self.sector + (self.count - 1) * self.stride
+    }
+
+    /// The sector after the last one, which may need more than 32 bits.
+    fn end(self, slot_sectors: u32) -> u64 {
+        u64::from(self.last()) + u64::from(slot_sectors)
+    }
+
+    /// Takes in the next block, if it fits.
+    fn takes(&mut self, block: u32, sector: u32, slot_sectors: u32) -> bool {
+        let Some(stride) = sector.checked_sub(self.last()) else { return false };
+        let fits = if self.count == 1 {
+            (slot_sectors..slot_sectors.saturating_mul(2)).contains(&stride)
+        } else {
+            stride == self.stride
+        };
+        let next = fits && self.block.checked_add(self.count) == Some(block);
+        if next {
+            (self.count, self.stride) = (self.count + 1, stride);
+        }
+        next
+    }
+}
+
+/// Each block of runs, in the order in which they lie in the file.
+fn each_of(runs: &[Run]) -> Vec<Placed> {
+    let blocks = |run: &Run| {
+        let Run { sector, block, count, stride } = *run;
+        (0..count).map(move |index| Placed::new(block + index, sector + index * stride))
+    };
+    let mut placed: Vec<Placed> = runs.iter().flat_map(blocks).collect();
+    placed.sort_unstable();
+    placed
 }
 
 impl TablePass {
@@ -76,6 +132,7 @@ impl TablePass {
         let room =
             end.checked_sub(geometry.slot_bytes().get()).map_or(0, |last| last / SECTOR_BYTES + 1);
         let sound = taken_end.get().div_ceil(SECTOR_BYTES)..room;
+        let slot_sectors = geometry.slot_bytes().get() / SECTOR_BYTES;
         Self {
             geometry,
             taken,
@@ -83,9 +140,11 @@ impl TablePass {
             file_len,
             blocks_limit,
             sound,
+            slot_sectors: u32::try_from(slot_sectors).expect("a block has at most 4 GiB"),
             seen: 0,
             behind_disk: 0,
-            placed: Vec::new(),
+            allocated: 0,
+            runs: Vec::new(),
         }
     }
 
@@ -101,26 +160,28 @@ impl TablePass {
         self.seen += u32::try_from(bytes.len() / 4).expect("a page is at most 1 MiB");
         let reaches_behind = self.seen > self.geometry.blocks();
         let most = self.file_len.get() / self.geometry.slot_bytes().get();
-        let mut placed = std::mem::take(&mut self.placed);
-        if placed.capacity() == 0 {
-            // At once: growing step by step touches twice the memory.
-            let blocks = most.saturating_add(1).min(self.geometry.blocks().into());
-            placed.reserve(usize::try_from(blocks).unwrap_or(0));
-        }
-        each_allocated(bytes, |position, raw| {
-            let entry = Placed::new(base + position, raw);
-            if reaches_behind && entry.block().get() >= self.geometry.blocks() {
+        let slot_sectors = self.slot_sectors;
+        let mut runs = std::mem::take(&mut self.runs);
+        each_allocated(bytes, |position, sector| {
+            let block = base + position;
+            if reaches_behind && block >= self.geometry.blocks() {
                 self.behind_disk += 1;
             }
-            let sound = self.sound.contains(&u64::from(raw));
-            if !sound && let Some(error) = self.fault_of(entry) {
-                fail(error);
-            } else if (placed.len() as u64) <= most {
-                // One more than fit is enough to show that two of them overlap.
-                placed.push(entry);
+            let sound = self.sound.contains(&u64::from(sector));
+            if !sound && let Some(error) = self.fault_of(Placed::new(block, sector)) {
+                return fail(error);
+            }
+            // One more than fit is enough to show that two of them overlap.
+            if u64::from(self.allocated) > most {
+                return;
+            }
+            self.allocated += 1;
+            let run = runs.last_mut();
+            if !run.is_some_and(|run| run.takes(block, sector, slot_sectors)) {
+                runs.push(Run::of(block, sector));
             }
         });
-        self.placed = placed;
+        self.runs = runs;
     }
 
     fn fault_of(&self, entry: Placed) -> Option<OpenError> {
@@ -141,16 +202,26 @@ impl TablePass {
     }
 
     /// Sorts the blocks by place and reports those that lie over each other.
-    pub(crate) fn finish(mut self, mut fail: impl FnMut(OpenError)) -> Blocks {
-        self.placed.sort_unstable();
-        let slot_sectors = self.geometry.slot_bytes().get() / SECTOR_BYTES;
-        for pair in self.placed.windows(2) {
+    pub(crate) fn finish(mut self, fail: impl FnMut(OpenError)) -> Blocks {
+        self.runs.sort_unstable();
+        let slot_sectors = self.slot_sectors;
+        let meet = |pair: &[Run]| pair[0].end(slot_sectors) > u64::from(pair[1].sector);
+        if self.runs.windows(2).any(meet) {
+            self.tell_overlaps(fail);
+        }
+        let Self { runs, allocated, behind_disk, .. } = self;
+        Blocks { runs, slot_sectors, allocated, behind_disk }
+    }
+
+    /// Reports each two neighbours that lie over each other.
+    fn tell_overlaps(&self, mut fail: impl FnMut(OpenError)) {
+        for pair in each_of(&self.runs).windows(2) {
             let (left, right) = (pair[0], pair[1]);
-            let apart = u64::from(right.sector().get()) - u64::from(left.sector().get());
+            let apart = right.sector().get() - left.sector().get();
             if apart == 0 {
                 let (first, second, sector) = (left.block(), right.block(), left.sector());
                 fail(OpenError::BlockShared { first, second, sector });
-            } else if apart < slot_sectors {
+            } else if apart < self.slot_sectors {
                 fail(OpenError::BlocksOverlap {
                     first: left.block(),
                     second: right.block(),
@@ -159,21 +230,128 @@ impl TablePass {
                 });
             }
         }
-        Blocks { placed: self.placed, behind_disk: self.behind_disk }
     }
 }
 
 /// The allocated blocks in the order they lie in the file.
 #[derive(Debug, Default)]
 pub(crate) struct Blocks {
-    pub(crate) placed: Vec<Placed>,
+    runs: Vec<Run>,
+    slot_sectors: u32,
+    /// How many there are.
+    pub(crate) allocated: u32,
     /// Allocated entries behind the last block of the disk.
     pub(crate) behind_disk: u32,
 }
 
 impl Blocks {
     /// Just behind the last block; `None` without blocks.
-    pub(crate) fn end(&self, geometry: &Geometry) -> Option<FileOffset> {
-        self.placed.last().map(|last| geometry.slot_end(last.sector()))
+    pub(crate) fn end(&self) -> Option<FileOffset> {
+        // By where it begins the last run is the last: none lies over another, or is refused.
+        let ends = self.runs.iter().map(|run| run.end(self.slot_sectors));
+        ends.max().map(|sector| FileOffset::new(sector * SECTOR_BYTES))
+    }
+
+    /// Each of them.
+    pub(crate) fn placed(&self) -> Vec<Placed> {
+        each_of(&self.runs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{Strategy, prop_assert_eq, prop_oneof, proptest};
+
+    use super::TablePass;
+    use crate::error::OpenError;
+    use crate::geometry::Geometry;
+    use crate::units::{BlockIndex, ByteLen, FileOffset, SECTOR_BYTES, SectorNo};
+
+    /// Sectors of a block's data and bitmap.
+    const SLOT: u32 = 9;
+    const BLOCKS: u32 = 40;
+    const FILE_SECTORS: u32 = 60 * SLOT;
+
+    /// What lies over each other, found by comparing neighbours one by one.
+    fn expected(table: &[Option<u32>]) -> Vec<OpenError> {
+        let entries = table.iter().zip(0..).filter_map(|(at, block)| Some(((*at)?, block)));
+        let mut entries: Vec<(u32, u32)> = entries.collect();
+        entries.sort_unstable();
+        let told = entries.windows(2).filter_map(|pair| {
+            let [(left, first), (right, second)] = [pair[0], pair[1]];
+            let [first, second] = [first, second].map(BlockIndex::new);
+            match right - left {
+                0 => Some(OpenError::BlockShared { first, second, sector: SectorNo::new(left) }),
+                1..SLOT => Some(OpenError::BlocksOverlap {
+                    first,
+                    second,
+                    at: SectorNo::new(right),
+                    end: SectorNo::new(left + SLOT).offset(),
+                }),
+                _ => None,
+            }
+        });
+        told.collect()
+    }
+
+    /// Tables of stretches that were filled in order, of single blocks, and of nothing.
+    fn tables() -> impl Strategy<Value = Vec<Option<u32>>> {
+        let stretch = (0..FILE_SECTORS - 4 * SLOT, 1_u32..5).prop_map(|(at, count)| {
+            (0..count).map(|index| Some(at + index * SLOT)).collect::<Vec<_>>()
+        });
+        let in_order = (0_u32..56, 1_u32..5).prop_map(|(place, count)| {
+            (0..count).map(|index| Some((place + index) * SLOT)).collect::<Vec<_>>()
+        });
+        let padded = (0_u32..40, 1_u32..9, 1_u32..5).prop_map(|(place, pad, count)| {
+            (0..count).map(|index| Some(place * SLOT + index * (SLOT + pad))).collect::<Vec<_>>()
+        });
+        let nothing = (1_usize..4).prop_map(|count| vec![None; count]);
+        vec(prop_oneof![1 => stretch, 8 => in_order, 4 => padded, 2 => nothing], 1..9)
+            .prop_map(|parts| parts.concat().into_iter().take(BLOCKS as usize).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn runs_tell_what_single_blocks_would(table in tables(), page in 1_usize..12) {
+            let block = ByteLen::new(u64::from(SLOT - 1) * SECTOR_BYTES);
+            let disk = ByteLen::new(u64::from(BLOCKS) * block.get());
+            let geometry = Geometry::new(disk, block, BLOCKS).unwrap();
+            prop_assert_eq!(geometry.slot_bytes().get(), u64::from(SLOT) * SECTOR_BYTES);
+            let len = ByteLen::new(u64::from(FILE_SECTORS) * SECTOR_BYTES);
+            let mut pass = TablePass::new(geometry, Vec::new(), len, len.end_of_file());
+            for entries in table.chunks(page) {
+                let raw = entries.iter().map(|entry| entry.unwrap_or(u32::MAX));
+                let bytes: Vec<u8> = raw.flat_map(u32::to_be_bytes).collect();
+                pass.page(&bytes, |error| panic!("each is sound by itself: {error}"));
+            }
+            let mut told = Vec::new();
+            let blocks = pass.finish(|error| told.push(error));
+            prop_assert_eq!(told, expected(&table));
+            let mut placed: Vec<u32> = table.iter().flatten().copied().collect();
+            placed.sort_unstable();
+            prop_assert_eq!(blocks.allocated as usize, placed.len());
+            let end = placed.last().map(|last| SectorNo::new(last + SLOT).offset());
+            prop_assert_eq!(blocks.end(), end);
+            let seen: Vec<u32> = blocks.placed().iter().map(|one| one.sector().get()).collect();
+            prop_assert_eq!(seen, placed);
+        }
+    }
+
+    #[test]
+    fn a_table_filled_in_order_is_one_run() {
+        let block = ByteLen::new(2 << 20);
+        let geometry = Geometry::new(ByteLen::new(1 << 40), block, 1 << 19).unwrap();
+        let slot = (geometry.slot_bytes().get() / SECTOR_BYTES) as u32;
+        let len = ByteLen::new(1 << 41);
+        let mut pass = TablePass::new(geometry, Vec::new(), len, FileOffset::new(1 << 41));
+        for page in 0..1 << 9 {
+            // With 3.5 KiB between them, so that data lie on whole pages.
+            let entries = (page << 10..(page + 1) << 10).map(|block: u32| 100 + block * (slot + 7));
+            let bytes: Vec<u8> = entries.flat_map(u32::to_be_bytes).collect();
+            pass.page(&bytes, |error| panic!("{error}"));
+        }
+        let blocks = pass.finish(|error| panic!("{error}"));
+        assert_eq!((blocks.runs.len(), blocks.allocated), (1, 1 << 19));
     }
 }
