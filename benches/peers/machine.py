@@ -79,6 +79,16 @@ def version(words):
     return lines[0] if lines else "unknown"
 
 
+def idle_poll_us():
+    """For how long an idle processor of a virtual machine looks for work before it halts; None
+    where nothing tells."""
+    try:
+        with open("/sys/module/haltpoll/parameters/guest_halt_poll_ns") as file:
+            return int(file.read()) / 1000
+    except (OSError, ValueError):
+        return None
+
+
 def describe():
     memory = int(first_line("/proc/meminfo", "MemTotal").split()[0]) >> 20
     tools = {name: version(words) for name, words in TOOLS.items() if shutil.which(name)}
@@ -86,12 +96,15 @@ def describe():
     return {"system": f"{platform.system()} {platform.release()} {platform.machine()}",
             "processor": first_line("/proc/cpuinfo", "model name"),
             "processors": os.cpu_count(), "memory_gib": memory, "virtual": hypervisor,
+            "idle_poll_us": idle_poll_us(),
             "python": platform.python_version(), "tools": tools}
 
 
 def told(machine):
     """The same in a sentence."""
     kind = " in a virtual machine" if machine["virtual"] else ""
+    if machine["idle_poll_us"] is not None:
+        kind += f" (an idle one halts after {machine['idle_poll_us']:g} us)"
     tools = ", ".join([f"Python {machine['python']}", *machine["tools"].values()])
     return (f"{machine['processors']} processors ({machine['processor']}){kind}, "
             f"{machine['memory_gib']} GiB of memory, {machine['system']}; {tools}")
