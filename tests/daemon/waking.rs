@@ -236,3 +236,16 @@ fn the_units_are_understood() {
     let ours = complaints.lines().any(|line| line.contains("orlop."));
     assert!(output.status.success() && !ours, "{told}");
 }
+
+#[test]
+fn the_unit_lets_no_call_of_the_server_end_it() {
+    let unit = include_str!("../../packaging/orlop.service");
+    let line = |start: &str| unit.lines().find_map(|line| line.strip_prefix(start)).unwrap();
+    // In none of systemd's groups.
+    let calls: Vec<&str> = line("SystemCallFilter=").split(' ').collect();
+    for call in ["mincore", "io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        assert!(calls.contains(&call), "{call} is missing");
+    }
+    // What a version of systemd does not know by name (cachestat) must fail, and not kill.
+    assert_eq!(line("SystemCallErrorNumber="), "EPERM");
+}
