@@ -304,7 +304,11 @@ struct Window {
 #[derive(Clone)]
 enum Runs {
     One(Run),
-    Many(Box<[Run]>),
+    /// Ends apart from places: the search for one touches few lines of the processor's cache.
+    Many {
+        ends: Box<[u32]>,
+        places: Box<[Place]>,
+    },
 }
 
 const NO_WINDOW: u64 = u64::MAX;
@@ -358,19 +362,20 @@ impl ResolvedMap {
 
     fn look_up(&self, window: u64, skip: u32) -> (Place, ByteLen) {
         let slot = self.slot(window).expect("a window is looked up after it was found here");
-        let runs = match &slot.runs {
-            Runs::One(run) => std::slice::from_ref(run),
-            Runs::Many(runs) => runs,
+        let (start, end, place) = match &slot.runs {
+            Runs::One(Run { end, place }) => (0, *end, *place),
+            Runs::Many { ends, places } => {
+                let index = ends.partition_point(|end| *end <= skip);
+                let start = if index == 0 { 0 } else { ends[index - 1] };
+                (start, ends[index], places[index])
+            }
         };
-        let index = runs.partition_point(|run| run.end <= skip);
-        let run = runs[index];
-        let start = if index == 0 { 0 } else { runs[index - 1].end };
         let into = ByteLen::new(u64::from(skip - start));
-        let place = match run.place {
+        let place = match place {
             Place::Here { layer, at } => Place::Here { layer, at: at + into },
             other => other,
         };
-        (place, ByteLen::new(u64::from(run.end - skip)))
+        (place, ByteLen::new(u64::from(end - skip)))
     }
 
     fn insert(&mut self, window: u64, runs: Vec<Run>) {
@@ -378,14 +383,16 @@ impl ResolvedMap {
             self.pieces.fill(None);
             self.runs = 0;
         }
-        if let Some(Window { runs: Runs::Many(old), .. }) = self.slot(window) {
-            self.runs -= old.len();
+        if let Some(Window { runs: Runs::Many { ends, .. }, .. }) = self.slot(window) {
+            self.runs -= ends.len();
         }
         let runs = match runs.as_slice() {
             [one] => Runs::One(*one),
             _ => {
                 self.runs += runs.len();
-                Runs::Many(runs.into_boxed_slice())
+                let (ends, places) = runs.into_iter().map(|run| (run.end, run.place)).unzip();
+                let (ends, places): (Vec<_>, Vec<_>) = (ends, places);
+                Runs::Many { ends: ends.into(), places: places.into() }
             }
         };
         *self.slot_mut(window) = Window { number: window, runs, tried: (NO_WINDOW, 0) };

@@ -18,6 +18,7 @@ pub mod inlet;
 mod mapped;
 pub mod memory;
 mod read;
+mod regions;
 mod residency;
 mod ring_setup;
 pub mod sim;

@@ -17,7 +17,18 @@ use nix::libc;
 const PAGE: u64 = 4096;
 
 /// The most pages one question can be about.
-const PAGES_MAX: usize = 512;
+const PAGES_MAX: usize = 256;
+
+/// Which pages of a range are in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Residency([u8; PAGES_MAX]);
+
+impl Residency {
+    /// Whether that page is, counted from the first of the range.
+    pub(super) fn has(&self, page: u32) -> bool {
+        self.0.get(page as usize).is_some_and(|told| told & 1 == 1)
+    }
+}
 
 /// Part of a file, mapped to be read.
 #[derive(Debug)]
@@ -47,20 +58,18 @@ impl Window {
         Ok(Self { map, at })
     }
 
-    /// Whether the page cache has all pages of a range ready, as told by `mincore`: those that are
-    /// still being read do not count. At most 2 MiB are asked about.
-    pub(super) fn is_resident(&self, at: u64, len: u64) -> bool {
-        let first = at & !(PAGE - 1);
-        let pages = (at + len - first).div_ceil(PAGE) as usize;
-        let mut told = [0_u8; PAGES_MAX];
-        let Some(start) = self.pointer(first, pages * PAGE as usize) else { return false };
-        let Some(told) = told.get_mut(..pages) else { return false };
+    /// Which pages of a range, whole pages and at most 1 MiB, the page cache has ready, as told by
+    /// `mincore`: those that are still being read are not, nor any behind the end of the file.
+    pub(super) fn residency(&self, at: u64, len: u64) -> Option<Residency> {
+        let mut told = Residency([0; PAGES_MAX]);
+        let pages = told.0.get_mut(..len.div_ceil(PAGE) as usize)?;
+        let start = self.pointer(at, pages.len() * PAGE as usize)?;
         // SAFETY: `pointer` checked that the range lies within the mapping; the call reads no
-        // memory of it, and writes one byte for each page into `told`, which has as many.
+        // memory of it, and writes one byte for each page into `pages`, which has as many.
         let done = unsafe {
-            libc::mincore(start.cast_mut().cast(), pages * PAGE as usize, told.as_mut_ptr())
+            libc::mincore(start.cast_mut().cast(), pages.len() * PAGE as usize, pages.as_mut_ptr())
         };
-        done == 0 && told.iter().all(|page| page & 1 == 1)
+        (done == 0).then_some(told)
     }
 
     /// Copies bytes of the file from `at` on. False if not all of them could be had; what `into`
@@ -95,7 +104,10 @@ pub(super) fn tells_the_truth(file: BorrowedFd<'_>) -> bool {
     else {
         return false;
     };
-    Window::over(file, behind, PAGE as usize).is_ok_and(|window| !window.is_resident(behind, PAGE))
+    let told = Window::over(file, behind, PAGE as usize)
+        .ok()
+        .and_then(|window| window.residency(behind, PAGE));
+    told.is_some_and(|told| !told.has(0))
 }
 
 /// Whether a fault is answered. Not any more once the signal went to somebody else.
@@ -280,18 +292,24 @@ mod tests {
         assert!(tells_the_truth(file.as_fd()));
         file.write_all(&[7; LEN]).unwrap();
         let window = Window::over(file.as_fd(), 0, 2 * LEN).unwrap();
-        assert!(window.is_resident(0, LEN as u64));
-        assert!(window.is_resident(100, 1));
-        assert!(!window.is_resident(LEN as u64, 1), "behind the end");
-        assert!(!window.is_resident(LEN as u64 - 1, 2));
+        let resident = |first: u64, pages: u64| {
+            let told = window.residency(first * PAGE, pages * PAGE).unwrap();
+            (0..pages as u32).filter(|page| told.has(*page)).count() as u64
+        };
+        let all = LEN as u64 / PAGE;
+        assert_eq!(resident(0, all), all);
+        assert_eq!(resident(1, 2), 2);
+        assert_eq!(resident(all - 1, 3), 1, "none behind the end");
+        assert!(window.residency(2 * LEN as u64, PAGE).is_none(), "behind the window");
+        assert!(window.residency(0, 257 * PAGE).is_none(), "too many");
         file.sync_all().unwrap();
         fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-        if window.is_resident(0, LEN as u64) {
+        if resident(0, all) == all {
             println!("SKIPPED: this file system keeps what it is told to drop");
             return;
         }
         assert!(window.copy(3 * PAGE + 5, &mut [0; 10]), "the fault reads it");
-        assert!(window.is_resident(3 * PAGE, PAGE));
-        assert!(!window.is_resident(0, LEN as u64));
+        assert_eq!(resident(3, 1), 1);
+        assert!(resident(0, all) < all);
     }
 }

@@ -26,14 +26,15 @@ pub(super) const PLAIN: &[&[c_long]] = &[
     OLD_NAMES,
 ];
 
-/// Allocation, the stacks of new threads, and mapped images. (`mmap` and `mprotect` depend on their
-/// arguments.)
+/// Allocation, the stacks of new threads, and mapped images, whose faults are counted. (`mmap` and
+/// `mprotect` depend on their arguments.)
 const MEMORY: &[c_long] = &[
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
     libc::SYS_mincore,
     libc::SYS_munlock,
+    libc::SYS_getrusage,
     libc::SYS_brk,
     libc::SYS_membarrier,
 ];

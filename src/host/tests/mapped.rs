@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
 
 use super::{Dice, Way, arena, hosts, open, outcome, start};
@@ -86,6 +87,28 @@ fn what_is_read_often_is_copied_from_a_mapping_and_is_what_was_written_last() {
             assert!(!maps_here() || mapped > 800, "{mapped} of some 1300 reads were mapped");
             host.remove_file(file);
         }
+    }
+}
+
+#[test]
+fn pages_that_are_not_in_memory_do_not_keep_their_neighbours_from_being_mapped() {
+    let arena = arena();
+    // Not in memory, where nothing is ever dropped.
+    let folder = TempDir::new_in("/var/tmp").unwrap();
+    for mut host in hosts(&arena) {
+        let bytes = Dice::new(9).bytes(MIB);
+        let path = file_of(&bytes, folder.path(), "file");
+        let theirs = File::open(&path).unwrap();
+        theirs.sync_all().unwrap();
+        fadvise(&theirs, 0, None, Advice::Random).unwrap();
+        fadvise(&theirs, 0, None, Advice::DontNeed).unwrap();
+        let file = host.add_file(open(&path, Way::Cached)).unwrap();
+        assert!(warm(&mut host, file, 70 << 10) || !maps_here());
+        for at in (0..MIB - 4096).step_by(4096 - 512).chain((0..MIB - 4096).step_by(4096)) {
+            let seen = read(&mut host, file, at, 4096).unwrap();
+            assert!(seen == bytes[at..at + 4096], "at {at}");
+        }
+        host.remove_file(file);
     }
 }
 
