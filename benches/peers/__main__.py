@@ -2,9 +2,9 @@
 
 First every server must return what was written to it at depths 1, 16 and 64, and read each image as
 the raw content has it; one that fails is listed as failing and gets no rate. Then all contestants
-of all jobs run once in each round, in an order shuffled by the seed. Told are medians over the
-rounds, the median of the ratios within a round, the processor time of the server per request, and
-for each floor whether it is reached, open or missed. Written: report.json, report.md and
+of all jobs run once in each round, those of a job one after the other, in an order shuffled by
+the seed. Told are medians over the rounds, the median of the ratios within a round, the processor
+time of the server per request, and for each floor whether it is reached, open or missed. Written: report.json, report.md and
 report.html. Needs qemu-img, nbdcopy, fio, strace for --calls, root for the suite of mounts, and the
 peers that are to be seen; what is missing is named and left out.
 """
@@ -85,6 +85,8 @@ def arguments():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calls", action="store_true",
                         help="count system calls and syncs, by strace, and how large files grow")
+    parser.add_argument("--profile", action="store_true", help="sample the servers that a floor is "
+                        "about, by perf, when the rounds are over")
     parser.add_argument("--dir", default="/var/tmp", help="where the images lie")
     parser.add_argument("--disk-dir", help="where those for O_DIRECT lie, on a file system with a "
                         "device (default: $TMPDIR, target or /var/tmp, whichever is on one)")

@@ -2,7 +2,8 @@
 
 
 class Case:
-    """A contestant of a job: a server over an image. `fio` stands for fio on the bare file.
+    """A contestant of a job: a server over an image. `fio` stands for fio on the bare file, and
+    `fio in step` for fio that asks again when all of a depth was answered.
 
     `whole`: the load goes to all of the disk and not only where its data lie. `qd` and
     `connections` stand in for the job's.
@@ -116,10 +117,13 @@ def reading():
             check="5", counted=["system_calls"]),
         Job("raw-read-4x", "4 KiB random reads of raw, four connections of depth 8", "randread",
             "4K", 8, same(["orlop", "orlop 2 threads", "nbdkit", "qemu-nbd"], "raw")
-            + [Case("orlop, one connection", "orlop", "raw", qd=32, connections=1)],
+            + [Case("orlop, one connection", "orlop", "raw", connections=1),
+               Case("orlop, one of depth 32", "orlop", "raw", qd=32, connections=1)],
             [Floor("orlop", "nbdkit", least=1),
              Floor("orlop", "orlop, one connection", "server_us", most=1)], connections=4,
-            check="6"),
+            check="6",
+            note="One connection has the depth of each of the four; one of depth 32 has as much "
+            "in flight as they have together, in larger batches."),
         Job("null-read-4x", "512 byte reads of a null export, four connections of depth 128",
             "randread", "512", 128, same(["orlop null", "orlop null 2 threads"], "raw"),
             [Floor("orlop null 2 threads", "orlop null", least=1.5)], connections=4, check="6",
@@ -155,16 +159,25 @@ def writing():
     ]
 
 
+# What a client behind a socket sees of a device that tells of all its requests at once.
+IN_STEP = ("In step: fio asks for 32 at once, and for 32 more when all were answered. That is what "
+           "a device that tells only when it has nothing left to do makes of every client behind a "
+           "socket.")
+
+
 def direct():
     limit = [Floor("orlop direct", "bare file", least=0.9)]
     others = ("orlop direct", "qemu-nbd direct")
     return [
         Job("direct-read", "4 KiB random reads with O_DIRECT, depth 32", "randread", "4K", 32,
-            same(others, "raw") + [Case("bare file", "fio", "raw")], limit, check="4",
-            on_disk=True),
+            same(others, "raw") + [
+                Case("bare file", "fio", "raw"), Case("bare file, in step", "fio in step", "raw")],
+            limit, check="4", on_disk=True, note=IN_STEP),
         Job("direct-write", "4 KiB random writes with O_DIRECT, depth 32", "randwrite", "4K", 32,
-            written(others, "raw") + [Case("bare file", "fio", "copy-raw-fio")], limit, check="4",
-            on_disk=True),
+            written(others, "raw") + [
+                Case("bare file", "fio", "copy-raw-fio"),
+                Case("bare file, in step", "fio in step", "copy-raw-fio")],
+            limit, check="4", on_disk=True, note=IN_STEP),
         # Told beside the null export of the reading suite, which the floor is kept for.
         Job("direct-read-4x", "4 KiB random reads with O_DIRECT, four connections of depth 8",
             "randread", "4K", 8, same(("orlop direct", "orlop direct 2 threads"), "raw"),

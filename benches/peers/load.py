@@ -68,6 +68,10 @@ class Loader:
         self.bench(uri, "--rw", "read", "--bs", "1M", "--qd", 8, "--size", size,
                    "--ops", max(1, size >> 20))
 
+    def settle(self, running, job, case, seconds, window):
+        """The load itself for a while, untimed: what a server learns of it is learnt."""
+        self.measure(running, job, case, seconds, 0, window)
+
     def measure(self, running, job, case, seconds, seed, window):
         words = ["--rw", job.rw, "--bs", job.bs, "--qd", case.qd or job.qd, "--jobs",
                  case.connections or job.connections, "--time", seconds, "--seed", seed,
@@ -84,13 +88,15 @@ class Loader:
                 "resident_mib": running.resident_bytes() / (1 << 20),
                 "ready_ms": running.ready_ms or 0.0}
 
-    def fio(self, image, job, seconds, window):
+    def fio(self, image, job, seconds, window, in_step=False):
         """The same load on the bare file: what the machine could do at most."""
+        step = [f"--iodepth_batch_submit={job.qd}", f"--iodepth_batch_complete_min={job.qd}"]
         done = subprocess.run(
             ["fio", "--name=x", f"--rw={job.rw}", f"--bs={job.bs}", f"--iodepth={job.qd}",
              f"--filename={image.path}", f"--size={window}", f"--runtime={round(seconds * 1e3)}ms",
              "--time_based", "--ioengine=io_uring", "--direct=1", "--norandommap",
-             "--randrepeat=0", "--allow_file_create=0", "--output-format=json"],
+             "--randrepeat=0", "--allow_file_create=0",
+             "--output-format=json", *(step if in_step else [])],
             stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])

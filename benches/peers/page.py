@@ -6,6 +6,7 @@ import re
 
 from report import (MISSED, OPEN, REACHED, cells, curves_of, floors_of, growth, is_peer, measured,
                     number, setting, tally)
+from sampling import line_of
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #afb8c1; --ours: #1f6feb;
@@ -190,7 +191,9 @@ def page(report):
         out += [bars(job, what, caption) for what, caption in job["plots"]]
         out.append("<ul>" + "".join(
             f"<li>{html.escape(floor['text'])}: {judged(floor)} {measured(floor)}"
-            for floor in job["floors"]) + "</ul>")
+            for floor in job["floors"]) + "".join(
+            f"<li>Profile of {words(line_of(case['label'], case['profile']))}"
+            for case in job["cases"] if "profile" in case) + "</ul>")
     for key, jobs in curves_of(report).items():
         out.append(f"<h2>Growth: {html.escape(jobs[0]['title'])}</h2>")
         if key == "by-depth-of-queue":

@@ -13,11 +13,13 @@ from counts import Counts
 from images import Images
 from load import Loader
 from report import summary
+from sampling import Profile, is_possible
 from servers import all_servers
 
 LOAD = (
     "Load: `orlop bench URI --rw KIND --bs SIZE --qd N --jobs N --time S --size {mib}M --seed "
-    "ROUND --json`, one connection of simple replies unless a job says otherwise; the bare file by "
+    "ROUND --json`, one connection of simple replies unless a job says otherwise; random reads go "
+    "on for half as long before they are timed; the bare file by "
     "`fio --ioengine=io_uring --direct=1 --norandommap --randrepeat=0`. Nothing is flushed but "
     "where a job says so, and then by NBD's FLUSH, which no server is told to ignore; what was "
     "written goes to the device before the next is timed. System calls, syncs and file sizes are "
@@ -88,7 +90,7 @@ class Peers:
 
     def trust(self, job, case):
         """Whether the server returns what it is given, and reads this image as it should."""
-        if case.server == "fio" or not self.servers[case.server].keeps:
+        if case.server.startswith("fio") or not self.servers[case.server].keeps:
             return True
         images, server = self.images_of(job), self.servers[case.server]
         kind = images.get(case.image).kind
@@ -125,7 +127,7 @@ class Peers:
     def count(self, job, case):
         """What is counted of a case once, as far as it can be."""
         counted, images = {}, self.images_of(job)
-        for what in job.counted if self.options.calls and case.server != "fio" else ():
+        for what in job.counted if self.options.calls and not case.server.startswith("fio") else ():
             image = images.get(case.image)
             if case.renew:
                 images.renew(image)
@@ -142,8 +144,9 @@ class Peers:
         if case.renew:
             self.images_of(job).renew(image)
         try:
-            if case.server == "fio":
-                return self.loader.fio(image, job, self.options.seconds, self.window)
+            if case.server.startswith("fio"):
+                return self.loader.fio(image, job, self.options.seconds, self.window,
+                                       in_step=case.server == "fio in step")
             return self.load_server(job, case, image, number)
         finally:
             if job.writes():
@@ -153,10 +156,12 @@ class Peers:
     def load_server(self, job, case, image, number):
         running = self.loader.start(self.servers[case.server], image)
         try:
-            if not case.renew and not case.whole and not job.on_disk:
-                self.loader.warm(running.uri, self.window)
             # A curve has many points; what counts is its shape.
             seconds = self.options.seconds / (1 if job.x is None else 2)
+            if not case.renew and not case.whole and not job.on_disk:
+                self.loader.warm(running.uri, self.window)
+                if job.rw == "randread":
+                    self.loader.settle(running, job, case, seconds / 2, self.window)
             return self.loader.measure(running, job, case, seconds, number, self.window)
         finally:
             running.stop()
@@ -168,7 +173,7 @@ class Peers:
         if job.on_disk:
             entry["not_judged"] = machine.not_on_a_device(self.images_of(job).folder)
         for case in job.cases:
-            if case.server != "fio" and case.server not in self.servers:
+            if not case.server.startswith("fio") and case.server not in self.servers:
                 continue
             row = {"label": case.label, "rounds": [], "trusted": self.trust(job, case)}
             entry["cases"].append(row)
@@ -179,19 +184,53 @@ class Peers:
 
     def race(self, jobs):
         entered = [self.enter(job) for job in jobs]
-        everything = [run for _, runs in entered for run in runs]
+        groups = [runs for _, runs in entered]
         dice = random.Random(self.options.seed)
         for number in range(1, self.options.rounds + 1):
             say(f"round {number} of {self.options.rounds}")
-            dice.shuffle(everything)
-            for job, case, row in everything:
+            dice.shuffle(groups)
+            # Those that are compared run one after the other: the machine changes meanwhile.
+            for job, case, row in (run for runs in groups for run in dice.sample(runs, len(runs))):
                 if job.x is not None and number > self.options.growth_rounds:
                     continue
                 try:
                     row["rounds"].append(dict(self.run_case(job, case, number), round=number))
                 except (RuntimeError, OSError) as error:
                     self.failures.append(f"{case.label}, {job.title}, round {number}: {error}")
+        if self.options.profile:
+            self.profile(entered)
         return [entry for entry, _ in entered]
+
+    def profile(self, entered):
+        """Samples the servers that a floor is about, once the rounds are over."""
+        if not is_possible():
+            self.failures.append("no profiles: perf is missing")
+            return
+        say("profiles")
+        for entry, runs in entered:
+            for job, case, row in runs:
+                server = self.servers.get(case.server)
+                if not job.run and server and any(case.label == floor.of for floor in job.floors):
+                    try:
+                        row["profile"] = self.sample(job, case, server)
+                    except (RuntimeError, OSError) as error:
+                        self.failures.append(f"{case.label}, {job.title}, profile: {error}")
+
+    def sample(self, job, case, server):
+        images, seconds = self.images_of(job), self.options.seconds
+        image = images.get(case.image)
+        if case.renew:
+            images.renew(image)
+        running = self.loader.start(server, image)
+        try:
+            if not case.renew and not job.on_disk:
+                self.loader.warm(running.uri, self.window)
+                self.loader.settle(running, job, case, seconds / 2, self.window)
+            profile = Profile(self.folder, running.processes()[0], seconds)
+            told = self.loader.measure(running, job, case, seconds + 0.2, 0, self.window)
+            return profile.told(told["server_us"])
+        finally:
+            running.stop()
 
     def report(self, told):
         servers = [{"name": server.name, "version": server.version(), "about": server.about(),

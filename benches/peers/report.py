@@ -4,6 +4,7 @@ import random
 import statistics
 
 from machine import told as told_machine
+from sampling import line_of
 
 # The best of a case's rounds over its worst from which on its figures are called noisy.
 NOISY = 1.5
@@ -195,7 +196,9 @@ def table_of(job):
     lines += ["| " + " | ".join(["contestant", *heads]) + " |", "|" + "---|" * (len(heads) + 1)]
     for case in job["cases"]:
         lines.append(f"| {case['label']} | " + " | ".join(cells(job, case, counted)) + " |")
-    return lines + [""] + [floor_line(floor) for floor in job["floors"]]
+    lines += [""] + [floor_line(floor) for floor in job["floors"]]
+    return lines + [f"* Profile of {line_of(case['label'], case['profile'])}"
+                    for case in job["cases"] if "profile" in case]
 
 
 def cells(job, case, counted=()):

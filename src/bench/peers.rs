@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Verdict;
 
 /// Each before those that import it.
-const SCRIPTS: [(&str, &str); 12] = [
+const SCRIPTS: [(&str, &str); 13] = [
     ("machine", include_str!("../../benches/peers/machine.py")),
     ("images", include_str!("../../benches/peers/images.py")),
     ("servers", include_str!("../../benches/peers/servers.py")),
@@ -22,6 +22,7 @@ const SCRIPTS: [(&str, &str); 12] = [
     ("client", include_str!("../../benches/peers/client.py")),
     ("jobs", include_str!("../../benches/peers/jobs.py")),
     ("metadata", include_str!("../../benches/peers/metadata.py")),
+    ("sampling", include_str!("../../benches/peers/sampling.py")),
     ("report", include_str!("../../benches/peers/report.py")),
     ("page", include_str!("../../benches/peers/page.py")),
     ("race", include_str!("../../benches/peers/race.py")),

@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use rustix::process::{Resource, getrlimit};
 
 use super::files::{FileTable, OpenFile};
-use super::regions::{Name, REGION_BYTES, Regions, Standing, TRUST_MAX_MS, bytes_of};
+use super::regions::{Name, PART_BYTES, REGION_BYTES, Regions, Standing, TRUST_MAX_MS, bytes_of};
 use super::task::{Call, Task};
 use super::window::{self, Window};
 use crate::engine::effect::{FileId, Outcome};
@@ -29,6 +29,8 @@ const FAILURES_MAX: u32 = 16;
 /// A window that nobody looked through for so long gives way, one at a time: it takes some 5 ms.
 const IDLE_MS: u64 = TRUST_MAX_MS + 2000;
 const PAUSE_MS: u64 = 200;
+/// A copy that takes so long waits for pages.
+const SLOW_MS: u64 = 20;
 /// How old the known length of a file may be, in milliseconds. Behind the end of a file a mapping
 /// shows zeroes up to the end of the page.
 const LENGTH_MS: u64 = 500;
@@ -44,6 +46,8 @@ pub(super) struct Mapped {
     leftovers: Leftovers,
     /// When one last gave way.
     replaced: u64,
+    /// Until when no window is asked for, as there was none.
+    refused_until: u64,
     /// How often the system did not map.
     failures: u32,
 }
@@ -115,6 +119,13 @@ impl Mapped {
         if let Some((at, len)) = task.erases() {
             // A page of a hole would be made by a copy from it.
             self.regions.forget(task.file_id(), at, len);
+            self.forget_length(task.file_id());
+        }
+    }
+
+    fn forget_length(&mut self, file: FileId) {
+        if let Some(length) = self.lengths.get_mut(usize::from(file.0)) {
+            *length = Length::default();
         }
     }
 
@@ -126,9 +137,7 @@ impl Mapped {
             // Others have other numbers now.
             self.regions.forget_all();
         }
-        if let Some(length) = self.lengths.get_mut(usize::from(file.0)) {
-            *length = Length::default();
-        }
+        self.forget_length(file);
     }
 
     /// What files that were forgotten have left.
@@ -138,6 +147,9 @@ impl Mapped {
 
     fn read(&mut self, open: &OpenFile, file: FileId, at: u64, into: &mut [u8]) -> bool {
         let now = milliseconds();
+        if self.regions.is_trusting() {
+            self.regions.note_waits(now, major_faults);
+        }
         let end = at + into.len() as u64;
         if end > self.length(open, file, now) {
             return false;
@@ -153,12 +165,16 @@ impl Mapped {
         let mut rest = into;
         let mut from = at;
         while !rest.is_empty() {
-            let to = end.min((from / REGION_BYTES + 1) * REGION_BYTES);
+            let to = end.min((from / PART_BYTES + 1) * PART_BYTES);
             let (part, later) = std::mem::take(&mut rest).split_at_mut((to - from) as usize);
             let window = self.regions.window(Name::of(file, from));
             let held = window.and_then(|window| self.windows.get(window));
             if !held.is_some_and(|held| held.file == file && held.window.copy(from, part)) {
                 self.regions.forget(file, from, 1);
+                return false;
+            }
+            if milliseconds().saturating_sub(now) > SLOW_MS && !later.is_empty() {
+                // The pages are gone: the kernel reads many of them at once.
                 return false;
             }
             (rest, from) = (later, to);
@@ -191,7 +207,11 @@ impl Mapped {
             Standing::Unknown => return false,
         };
         let window = region.window();
+        if window.is_none() && now < self.refused_until {
+            return false;
+        }
         let Some(index) = window.or_else(|| self.window_over(open, file, name.start(), now)) else {
+            self.refused_until = now + PAUSE_MS;
             return false;
         };
         let held = &mut self.windows[index];
@@ -260,7 +280,9 @@ fn address_space_is_limited() -> bool {
 
 /// How often this thread has waited for a device because of a page that was not there.
 fn major_faults() -> u64 {
-    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.major_page_faults().unsigned_abs())
+    // If it cannot be told, some may always have been missed.
+    getrusage(UsageWho::RUSAGE_THREAD)
+        .map_or(u64::MAX, |usage| usage.major_page_faults().unsigned_abs())
 }
 
 /// A coarse clock. It is the C library's, which reads it from memory; `rustix` calls the kernel.

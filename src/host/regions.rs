@@ -14,7 +14,7 @@ use crate::engine::effect::FileId;
 pub(super) const REGION_BYTES: u64 = 1 << REGION_BITS;
 const REGION_BITS: u32 = 20;
 /// What is looked at at once.
-const PART_BYTES: u64 = 1 << PART_BITS;
+pub(super) const PART_BYTES: u64 = 1 << PART_BITS;
 const PART_BITS: u32 = 16;
 const PAGE_BITS: u32 = 12;
 const PAGES_OF_PART: u32 = 1 << (PART_BITS - PAGE_BITS);
@@ -85,7 +85,7 @@ pub(super) struct Region {
     window: u32,
     /// Two bits for each part: how often it was read, up to [`READS_MIN`], or [`LOOKED`].
     parts: u32,
-    /// Pages that were seen in memory, of the parts that were looked at.
+    /// Pages that were seen in memory.
     seen: Pages,
 }
 
@@ -111,12 +111,13 @@ impl Region {
             let (start, end) = (u64::from(part) << PART_BITS, u64::from(part + 1) << PART_BITS);
             let large = to.min(end) - from.max(start) >= LARGE_BYTES;
             let state = self.parts >> (2 * part) & LOOKED;
+            if self.has_seen(from.max(start), to.min(end)) {
+                continue;
+            }
             if state == LOOKED {
-                if !self.has_seen(from.max(start), to.min(end)) {
-                    // It may have come meanwhile, so it is looked at again after some reads.
-                    self.set(part, 0);
-                    standing = Standing::Unknown;
-                }
+                // It may have come meanwhile, so the part is looked at again after some reads.
+                self.set(part, 0);
+                standing = Standing::Unknown;
             } else if state == READS_MIN {
                 standing = match standing {
                     Standing::Known => Standing::Look(part..=part),
@@ -149,19 +150,15 @@ impl Region {
         for part in parts {
             self.set(part, LOOKED);
             for page in part * PAGES_OF_PART..(part + 1) * PAGES_OF_PART {
-                if told(page - first * PAGES_OF_PART) {
-                    self.seen[page as usize / 64] |= 1 << (page % 64);
-                }
+                let (word, bit) = (&mut self.seen[page as usize / 64], 1 << (page % 64));
+                *word = if told(page - first * PAGES_OF_PART) { *word | bit } else { *word & !bit };
             }
         }
     }
 
-    /// Says how a part stands; no page of it counts as seen then.
+    /// Says how a part stands.
     fn set(&mut self, part: u32, state: u32) {
         self.parts = self.parts & !(LOOKED << (2 * part)) | state << (2 * part);
-        let first = part * PAGES_OF_PART;
-        let pages = (1 << PAGES_OF_PART) - 1;
-        self.seen[first as usize / 64] &= !(pages << (first % 64));
     }
 
     /// The number of the window over it.
@@ -243,11 +240,16 @@ impl Regions {
         self.entries.fill(UNKNOWN);
     }
 
-    /// Takes in how often this thread had to wait for a page until now, if it is time to ask.
+    /// Takes in how often this thread had to wait for a page until now, once in a moment.
     pub(super) fn note_waits(&mut self, now: u64, faults: impl FnOnce() -> u64) {
         if self.trust.asked != now {
             self.trust.renew(faults(), now);
         }
+    }
+
+    /// Whether looks are believed for longer than at first.
+    pub(super) fn is_trusting(&self) -> bool {
+        self.trust.ms > TRUST_MIN_MS
     }
 }
 
@@ -307,9 +309,11 @@ mod tests {
         assert_eq!(region.ask(PART_BYTES - 1, PART_BYTES + 1), Standing::Unknown);
         assert_eq!(region.ask(PART_BYTES - 1, PART_BYTES + 1), Standing::Unknown);
         assert_eq!(region.ask(PART_BYTES - 1, PART_BYTES + 1), Standing::Look(0..=1));
+        region.learn(0..=0, |_| true);
+        assert_eq!(region.ask(PART_BYTES - 1, PART_BYTES + 1), Standing::Look(1..=1));
         // All of it.
         assert_eq!(region.ask(0, REGION_BYTES), Standing::Unknown);
-        assert_eq!(region.ask(0, REGION_BYTES), Standing::Look(0..=15));
+        assert_eq!(region.ask(0, REGION_BYTES), Standing::Look(1..=15), "the first is known");
     }
 
     #[test]
@@ -320,10 +324,11 @@ mod tests {
         assert_eq!(region.ask(start, start + 3 * PAGE), Standing::Known);
         assert_eq!(region.ask(start + 4 * PAGE, REGION_BYTES), Standing::Known);
         // The page that was missing may be there now: some reads later it is looked at again.
-        assert_eq!(region.ask(start + 3 * PAGE, start + 3 * PAGE + 1), Standing::Unknown);
-        assert_eq!(region.ask(start + 4 * PAGE, start + 5 * PAGE), Standing::Unknown);
-        assert_eq!(region.ask(start, start + 1), Standing::Unknown);
-        assert_eq!(region.ask(start, start + 1), Standing::Look(15..=15));
+        for standing in [Standing::Unknown, Standing::Unknown, Standing::Unknown] {
+            assert_eq!(region.ask(start + 3 * PAGE, start + 3 * PAGE + 1), standing);
+            assert_eq!(region.ask(start + 4 * PAGE, start + 5 * PAGE), Standing::Known);
+        }
+        assert_eq!(region.ask(start + PAGE, start + 4 * PAGE), Standing::Look(15..=15));
         region.learn(15..=15, |page| page == 3);
         assert_eq!(region.ask(start + 3 * PAGE, start + 4 * PAGE), Standing::Known);
         assert_eq!(region.ask(start, start + PAGE), Standing::Unknown);
