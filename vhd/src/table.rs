@@ -48,6 +48,9 @@ impl Placed {
     }
 }
 
+/// What is looked at together: 1024 entries.
+const PIECE_BYTES: usize = 4096;
+
 /// What one pass over the table has seen so far.
 #[derive(Debug)]
 pub(crate) struct TablePass {
@@ -108,6 +111,26 @@ impl Run {
     }
 }
 
+/// How many entries at the start of some, in whole groups, are `first`, and `stride` more each.
+fn entries_in_steps(entries: &[[u8; 4]], first: u32, stride: u32) -> u32 {
+    const GROUP: u32 = 64;
+    let mut wanted = first;
+    let mut count = 0;
+    for group in entries.chunks_exact(GROUP as usize) {
+        // Without a way out, so that it is done several entries at a time.
+        let differs = (0..).zip(group).fold(0, |differs, (index, entry)| {
+            let wanted = wanted.wrapping_add(stride.wrapping_mul(index));
+            differs | (u32::from_be_bytes(*entry) ^ wanted)
+        });
+        if differs != 0 {
+            break;
+        }
+        wanted = wanted.wrapping_add(stride.wrapping_mul(GROUP));
+        count += GROUP;
+    }
+    count
+}
+
 /// Each block of runs, in the order in which they lie in the file.
 fn each_of(runs: &[Run]) -> Vec<Placed> {
     let blocks = |run: &Run| {
@@ -156,6 +179,14 @@ impl TablePass {
     /// Looks at the next page of the table; reports what is wrong through `fail`. Entries that are
     /// wrong on their own are left out of [`TablePass::finish`].
     pub(crate) fn page(&mut self, bytes: &[u8], mut fail: impl FnMut(OpenError)) {
+        // In pieces, so that order is soon found again behind what breaks it.
+        bytes.chunks(PIECE_BYTES).for_each(|piece| self.piece(piece, &mut fail));
+    }
+
+    fn piece(&mut self, bytes: &[u8], fail: &mut impl FnMut(OpenError)) {
+        let (entries, _) = bytes.as_chunks();
+        let in_order = self.go_on(entries);
+        let bytes = &bytes[4 * in_order as usize..];
         let base = self.seen;
         self.seen += u32::try_from(bytes.len() / 4).expect("a page is at most 1 MiB");
         let reaches_behind = self.seen > self.geometry.blocks();
@@ -182,6 +213,30 @@ impl TablePass {
             }
         });
         self.runs = runs;
+    }
+
+    /// Takes in the first entries of a page, as far as they go on with the last run and nothing can
+    /// be wrong with them; tells how many they were. Most of a table that was filled in order is
+    /// looked at here, several entries at a time.
+    fn go_on(&mut self, entries: &[[u8; 4]]) -> u32 {
+        let Some(run) = self.runs.last_mut() else { return 0 };
+        if run.count < 2 || run.block + run.count != self.seen {
+            return 0;
+        }
+        let next = u64::from(run.last()) + u64::from(run.stride);
+        // The largest number stands for no block.
+        let end = self.sound.end.min(u64::from(u32::MAX));
+        let room = end.saturating_sub(next).div_ceil(u64::from(run.stride));
+        let blocks = u64::from(self.geometry.blocks().saturating_sub(self.seen));
+        let most = self.file_len.get() / self.geometry.slot_bytes().get();
+        let most = (most + 1).saturating_sub(u64::from(self.allocated));
+        let limit = usize::try_from(room.min(blocks).min(most)).unwrap_or(usize::MAX);
+        let entries = &entries[..entries.len().min(limit)];
+        let count = entries_in_steps(entries, next as u32, run.stride);
+        run.count += count;
+        self.allocated += count;
+        self.seen += count;
+        count
     }
 
     fn fault_of(&self, entry: Placed) -> Option<OpenError> {
@@ -261,7 +316,7 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
-    use proptest::prelude::{Strategy, prop_assert_eq, prop_oneof, proptest};
+    use proptest::prelude::{Just, Strategy, prop_assert_eq, prop_oneof, proptest};
 
     use super::TablePass;
     use crate::error::OpenError;
@@ -335,6 +390,49 @@ mod tests {
             prop_assert_eq!(blocks.end(), end);
             let seen: Vec<u32> = blocks.placed().iter().map(|one| one.sector().get()).collect();
             prop_assert_eq!(seen, placed);
+        }
+    }
+
+    /// What a table comes to, looked at in pages of so many entries.
+    fn told_of(raw: &[u32], page: usize, blocks: u32, sectors: u64) -> String {
+        let block = ByteLen::new(u64::from(SLOT - 1) * SECTOR_BYTES);
+        let disk = ByteLen::new(u64::from(blocks) * block.get());
+        let geometry = Geometry::new(disk, block, raw.len() as u32).unwrap();
+        let len = ByteLen::new(sectors * SECTOR_BYTES);
+        let mut pass = TablePass::new(geometry, Vec::new(), len, len.end_of_file());
+        let mut errors = Vec::new();
+        for entries in raw.chunks(page) {
+            let bytes: Vec<u8> = entries.iter().copied().flat_map(u32::to_be_bytes).collect();
+            pass.page(&bytes, |error| errors.push(error));
+        }
+        assert_eq!(pass.seen() as usize, raw.len());
+        let blocks = pass.finish(|error| errors.push(error));
+        format!("{blocks:?} {errors:?}")
+    }
+
+    proptest! {
+        #[test]
+        fn many_entries_at_a_time_tell_what_each_would(
+            first in 0_u32..1000, pad in 0_u32..10, page in 60_usize..700,
+            changes in vec((0_usize..700, prop_oneof![Just(u32::MAX), 0_u32..9000]), 0..3),
+            behind in 0_u32..100, sectors in 5000_u64..9000, far: bool,
+        ) {
+            // Also where the last sectors that a table can name are.
+            let (first, sectors) = if far {
+                (u32::MAX - 7000 + first, u64::from(u32::MAX) + sectors - 7000)
+            } else {
+                (first, sectors)
+            };
+            let mut raw: Vec<u32> =
+                (0..700).map(|index| first.wrapping_add(index * (SLOT + pad))).collect();
+            for (at, value) in changes {
+                raw[at] = value;
+            }
+            let blocks = 700 - behind;
+            prop_assert_eq!(
+                told_of(&raw, page, blocks, sectors),
+                told_of(&raw, 1, blocks, sectors)
+            );
         }
     }
 
