@@ -23,6 +23,28 @@ struct Rest<'a> {
     start: u32,
 }
 
+impl Rest<'_> {
+    /// Shows the parts that a range of the answer lies in: each with how much of it comes before,
+    /// and with what of the range is in it. Ranges come in order, and what is passed is not looked
+    /// at again: else an answer of many holes would cost the square of their number.
+    fn pass(&mut self, wanted: Range<u32>, mut show: impl FnMut(&Part, u32, Range<u32>)) {
+        while let Some((part, parts)) = self.parts.split_first() {
+            let end = self.start + part.len().get() as u32;
+            let (from, to) = (wanted.start.max(self.start), wanted.end.min(end));
+            if from < to {
+                show(part, from - self.start, from..to);
+            }
+            if end > wanted.end {
+                return;
+            }
+            *self = Self { parts, start: end };
+            if end == wanted.end {
+                return;
+            }
+        }
+    }
+}
+
 impl NbdClient {
     /// Takes the disk's answer to the request in `slot`.
     pub(super) fn answer(
@@ -125,26 +147,14 @@ impl NbdClient {
 
     /// Sends a part of a read's answer that is data, from memory or from where it lies.
     fn push_data(&mut self, rest: &mut Rest<'_>, lease: &Lease, wanted: Range<u32>) {
-        while let Some((part, parts)) = rest.parts.split_first() {
-            let end = rest.start + part.len().get() as u32;
-            let (from, to) = (wanted.start.max(rest.start), wanted.end.min(end));
-            match part {
-                _ if from >= to => {}
-                Part::Stored(Stored { file, at, .. }) => self.out.push_stored(Stored {
-                    file: *file,
-                    at: *at + ByteLen::new(u64::from(from - rest.start)),
-                    len: ByteLen::new(u64::from(to - from)),
-                }),
-                Part::Segment(_) => self.out.push_span(lease.part(from..to)),
-            }
-            if end > wanted.end {
-                return;
-            }
-            *rest = Rest { parts, start: end };
-            if end == wanted.end {
-                return;
-            }
-        }
+        rest.pass(wanted, |part, skip, wanted| match part {
+            Part::Stored(Stored { file, at, .. }) => self.out.push_stored(Stored {
+                file: *file,
+                at: *at + ByteLen::new(u64::from(skip)),
+                len: ByteLen::new(u64::from(wanted.end - wanted.start)),
+            }),
+            Part::Segment(_) => self.out.push_span(lease.part(wanted)),
+        });
     }
 
     /// Answers with one chunk for each context asked about, all from one map.
@@ -204,8 +214,11 @@ fn errno_of(fault: &Fault) -> Errno {
 
 #[cfg(test)]
 mod tests {
-    use super::flags_of;
+    use super::{Rest, flags_of};
+    use crate::engine::effect::FileId;
     use crate::engine::request::MapKind::{self, Data, Hole, Sparse, Zero};
+    use crate::engine::request::{Part, Segment, Stored};
+    use crate::engine::units::{ByteLen, FileOffset};
     use ::nbd::ContextName::{self, Allocation, AllocationDepth, DirtyBitmap};
 
     fn told(name: &ContextName) -> [u32; 6] {
@@ -228,5 +241,46 @@ mod tests {
         assert_eq!(told(&AllocationDepth), [0, 1, 30, 1, 2, 1]);
         // Dirty is what the top layer holds, zeroes included: they hide what lies below.
         assert_eq!(told(&DirtyBitmap("leaf".to_owned())), [0, 1, 0, 1, 0, 1]);
+    }
+
+    /// Parts by turns of data and of a hole, of so many bytes each.
+    fn by_turns(pairs: usize, data: u64, hole: u64) -> Vec<Part> {
+        let (at, len) = (FileOffset::new(0), ByteLen::new(data));
+        let hole = Part::Segment(Segment::Hole(ByteLen::new(hole)));
+        let pair = [Part::Stored(Stored { file: FileId(0), at, len }), hole];
+        pair.into_iter().cycle().take(2 * pairs).collect()
+    }
+
+    #[test]
+    fn no_part_of_an_answer_is_looked_at_again_once_it_is_passed() {
+        let parts = by_turns(5000, 100, 28);
+        let mut rest = Rest { parts: &parts, start: 0 };
+        for pair in 0..5000_usize {
+            let start = pair as u32 * 128;
+            let mut shown = Vec::new();
+            rest.pass(start..start + 100, |part, skip, range| shown.push((*part, skip, range)));
+            assert_eq!(shown, [(parts[0], 0, start..start + 100)]);
+            // The hole behind it is passed with the next data.
+            assert_eq!(rest.parts.len(), 2 * (5000 - pair) - 1);
+        }
+    }
+
+    #[test]
+    fn a_range_is_shown_in_the_parts_it_lies_in() {
+        let parts = by_turns(3, 100, 28);
+        let mut rest = Rest { parts: &parts, start: 0 };
+        let mut pass = |range| {
+            let mut shown = Vec::new();
+            rest.pass(range, |part, skip, range| shown.push((part.len().get(), skip, range)));
+            shown
+        };
+        assert_eq!(pass(10..20), [(100, 10, 10..20)]);
+        assert_eq!(pass(20..110), [(100, 20, 20..100), (28, 0, 100..110)]);
+        assert_eq!(pass(130..131), [(100, 2, 130..131)]);
+        assert_eq!(
+            pass(200..400),
+            [(100, 72, 200..228), (28, 0, 228..256), (100, 0, 256..356), (28, 0, 356..384)]
+        );
+        assert_eq!(pass(384..385), []);
     }
 }
