@@ -106,7 +106,11 @@ pub(super) struct Spare {
 
 /// `most`, or a part of what the process may have open if that is less.
 fn within_limit(most: usize) -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    part_of(rustix::process::getrlimit(rustix::process::Resource::Nofile).current, most)
+}
+
+/// The same under a limit; `None` is none.
+fn part_of(limit: Option<u64>, most: usize) -> usize {
     let part = limit.map(|limit| limit / FILES_PART);
     part.and_then(|part| usize::try_from(part).ok()).map_or(most, |part| part.min(most))
 }
@@ -307,7 +311,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
 
-    use super::{Share, Stay};
+    use super::{GUEST_FILES_MAX, SPARE_FILES_MAX, Share, Stay, part_of, within_limit};
     use crate::engine::units::{ByteLen, DiskOffset, Extent};
     use crate::host::Aio;
     use crate::host::memory::ArenaSize;
@@ -454,5 +458,22 @@ mod tests {
         assert!(second.is_some() && Share::take(&all, usize::MAX, 10).is_none());
         drop(first);
         assert!(Share::take(&all, 6, 10).is_some());
+    }
+
+    #[test]
+    fn further_homes_open_an_eighth_of_what_the_process_may_at_most() {
+        for most in [GUEST_FILES_MAX, SPARE_FILES_MAX] {
+            assert_eq!(part_of(None, most), most, "without a limit");
+            for (limit, part) in [(0, 0), (7, 0), (8, 1), (15, 1), (1024, 128), (2047, 255)] {
+                assert_eq!(part_of(Some(limit), most), part, "of {limit}");
+            }
+            assert_eq!(part_of(Some(8 * most as u64 - 1), most), most - 1);
+            for limit in [8 * most as u64, 8 * most as u64 + 8, 1 << 20, u64::MAX] {
+                assert_eq!(part_of(Some(limit), most), most, "of {limit}");
+            }
+        }
+        // What this process has.
+        assert!(within_limit(usize::MAX) > 0);
+        assert_eq!(within_limit(0), 0);
     }
 }
