@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::belfry::Belfry;
 use super::client::Client;
 use super::cut::Step;
-use super::nudge::{Belfry, Nudge};
+use super::nudge::Nudge;
 use super::reader::NewReader;
 use super::run::Shard;
 use crate::engine::Disk;

@@ -3,6 +3,7 @@
 //!
 //! Refuses to know a wire protocol: a client is whoever implements [`Client`].
 
+mod belfry;
 mod client;
 mod cut;
 mod disks;
@@ -15,6 +16,7 @@ mod run;
 mod seats;
 mod stalled;
 mod stepped;
+mod sync;
 mod watch;
 
 pub use client::{Client, Context, Fate};

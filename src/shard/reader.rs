@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::nudge::{Bell, Nudge};
+use super::belfry::Bell;
+use super::nudge::Nudge;
 use super::run::Shard;
 use crate::host::PollId;
 use crate::host::inlet::{Asked, EntryPlace, InletId, InletState};

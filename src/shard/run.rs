@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::belfry::Belfry;
 use super::client::{Client, Context, Fate};
 use super::disks::{DiskSeat, Disks};
 use super::ending::{Drain, Phase};
 use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
-use super::nudge::{Belfry, Nudge};
+use super::nudge::Nudge;
 use super::own::{OWN, OwnRequests};
 use super::reader::ReaderSeat;
 use super::seats::{ClientSeat, Dues, Line};

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::belfry::Bell;
 use super::client::Client;
 use super::mailbox::ExportKey;
-use super::nudge::Bell;
 use crate::host::SocketId;
 
 /// A client that stays due is called this often and no more.
