@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::foreign::{orlop, run, run_any, text};
+use crate::foreign::{orlop, run, run_any, text, unmount};
 use crate::place::{ORLOP, Place, refused};
 
 fn write(place: &Place, what: &[u8]) {
@@ -96,7 +96,7 @@ fn somebody_elses_umount_ends_the_server_too() {
     place.image("disk.vhd", 8);
     let mut server = place.mount_here("disk.vhd", &[]);
     write(&place, b"gone");
-    run("umount", &[text(&place.mount_point())]);
+    unmount(text(&place.mount_point()));
     assert!(server.wait().unwrap().success(), "{}", place.log());
     place.nothing_is_left();
     holds(&place, b"gone");
@@ -110,7 +110,7 @@ fn what_is_not_ours_is_not_unmounted() {
     run("mount", &["-t", "tmpfs", "none", &place.name("m")]);
     let said = refused(&place.try_umount(&[]), 3);
     assert!(said.contains("tmpfs") && said.contains("not orlop's"), "{said}");
-    run("umount", &[&place.name("m")]);
+    unmount(&place.name("m"));
     refused(&run_any(ORLOP, &["umount", &place.name("absent/dir")]), 3);
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::foreign::{have, run, text};
+use crate::foreign::{have, run, text, unmount};
 use crate::place::{ORLOP, Place, refused};
 
 fn with_ext4(place: &Place) {
@@ -119,7 +119,7 @@ fn a_loop_device_of_somebody_else_is_named_if_mounted_and_let_go_if_not() {
     let said = refused(&place.try_umount(&[]), 4);
     let named = said.contains(&node) && said.contains(&format!("on {}", place.name("fs")));
     assert!(named, "{said}");
-    run("umount", &[&place.name("fs")]);
+    unmount(&place.name("fs"));
     place.umount();
     place.nothing_is_left();
 }
@@ -200,7 +200,7 @@ fn what_the_disk_cannot_take_is_told_before_anything_is_undone() {
     assert!(place.path("fs/large").exists() && place.info()["loop_device"].is_string());
     let _ = place.try_umount(&["--lazy"]);
     place.until("its server ends", || place.loops().is_empty() && !place.path("m/status").exists());
-    run("umount", &[&place.name("small")]);
+    unmount(&place.name("small"));
     place.nothing_is_left();
 }
 
@@ -227,7 +227,7 @@ fn a_file_of_the_same_path_elsewhere_is_left_alone() {
         assert!(place.path("fs/lost+found").is_dir());
         assert_eq!(place.loops(), [&*node], "only ours is let go");
     }
-    run("umount", &[&place.name("fs")]);
+    unmount(&place.name("fs"));
     run("losetup", &["--detach", &node]);
     place.nothing_is_left();
 }
@@ -386,6 +386,6 @@ fn what_was_written_to_the_device_and_not_taken_is_told_once() {
         place.umount();
         place.until("the device goes", || place.loops().is_empty());
     }
-    run("umount", &[&place.name("small")]);
+    unmount(&place.name("small"));
     place.nothing_is_left();
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
-use crate::foreign::{content, have, orlop, run, run_any, text};
+use crate::foreign::{content, have, orlop, run, run_any, text, unmount};
 use crate::place::{MIB, ORLOP, Place, refused};
 
 /// Directories of the programs that a server runs.
@@ -27,7 +27,7 @@ fn a_bad_mount_point_is_told_before_the_image_is_touched() {
         let said = refused(&output, code);
         assert!(said.contains(word) && said.contains(&place.name(at)), "{said}");
     }
-    run("umount", &[&place.name("fs")]);
+    unmount(&place.name("fs"));
     assert_eq!(fs::read(&image).unwrap(), before);
     place.mount("disk.vhd", &[]);
     let said = refused(&place.try_mount("disk.vhd", &[]), 4);
@@ -279,7 +279,7 @@ fn a_full_file_system_is_told_as_that_and_nothing_is_lost() {
     File::open(place.disk()).unwrap().read_exact_at(&mut found, 0).unwrap();
     assert!(found.iter().zip(&wanted).all(|(found, wanted)| *found == wanted | 1));
     place.umount();
-    run("umount", &[&place.name("small")]);
+    unmount(&place.name("small"));
     place.nothing_is_left();
 }
 

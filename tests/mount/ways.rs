@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
-use crate::foreign::{assert_same, content, have, orlop, run, run_any, text};
+use crate::foreign::{assert_same, content, have, orlop, run, run_any, text, unmount};
 use crate::place::{MIB, ORLOP, Place, refused, usual_transport};
 
 fn open(path: &Path) -> File {
@@ -277,11 +277,11 @@ fn mount_and_umount_of_the_system_do() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(place.info()["read_only"], true);
         assert_eq!(place.info()["read_only_because"], serde_json::Value::Null);
-        run("umount", &[&at]);
+        unmount(&at);
         place.nothing_is_left();
         assert!(mount("rw").status.success());
         open(&place.disk()).write_all_at(b"x", 0).unwrap();
-        run("umount", &[&at]);
+        unmount(&at);
         place.nothing_is_left();
         if helper {
             let said = refused(&mount("ro,partition=7"), 32);

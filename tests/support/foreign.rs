@@ -39,6 +39,20 @@ pub fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Unmounts. A process that another test is just starting has what this one had open for a moment
+/// longer, so a place that is busy is tried again for a while.
+pub fn unmount(place: &str) {
+    for _ in 0..100 {
+        let output = run_any("umount", &[place]);
+        if output.status.success() {
+            return;
+        }
+        assert!(told("umount", &[place], &output).contains("busy"), "{output:?}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("{place} stays busy");
+}
+
 /// Runs a program to its end, at most for two minutes.
 pub fn run_any<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Output {
     let mut command = Command::new("timeout");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::foreign::{run, run_any, text};
+use crate::foreign::{run, run_any, text, unmount};
 
 /// How long a mount may take to come or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -139,7 +139,7 @@ impl FileSystem {
     }
 
     pub fn close(self) {
-        run("umount", &[text(&self.place)]);
+        unmount(text(&self.place));
     }
 }
 
