@@ -79,7 +79,9 @@ class Request:
 
 
 class Disk:
-    """What each sector may hold."""
+    """What each sector may hold: the value that a flush covers, or that of a request since then.
+    Requests are told apart by themselves: a trim, of which a flush promises nothing, and a zeroing
+    have the same value."""
 
     def __init__(self, sectors):
         self.floor = [0] * sectors
@@ -87,9 +89,8 @@ class Disk:
         self.acknowledged = []
 
     def sent(self, request):
-        values = {"write": [request.value], "zero": [0], "trim": [0], "flush": []}[request.kind]
         for sector in range(request.first, request.first + request.count):
-            self.since[sector].extend(values)
+            self.since[sector].append(request)
 
     def answered(self, request):
         if request.kind == "flush":
@@ -106,15 +107,15 @@ class Disk:
         # A sector has one request in flight at a time, so what came later comes later here.
         for sector in range(request.first, request.first + request.count):
             since = self.since[sector]
-            if request.value in since:
-                at = len(since) - 1 - since[::-1].index(request.value)
+            if request in since:
                 self.floor[sector] = request.value
-                self.since[sector] = since[at + 1:]
+                self.since[sector] = since[since.index(request) + 1:]
 
     def judge(self, sector, value, life):
-        if value != self.floor[sector] and value not in self.since[sector]:
+        since = [request.value for request in self.since[sector]]
+        if value != self.floor[sector] and value not in since:
             sys.exit("life %d: sector %d holds %r, not %d or one of %r" % (
-                life, sector, value, self.floor[sector], self.since[sector]))
+                life, sector, value, self.floor[sector], since))
         # The file says so now, and the next process starts from the file.
         self.floor[sector] = value
         self.since[sector] = []
