@@ -55,7 +55,7 @@ pub enum HomeError {
 pub struct Home {
     host: Uuid,
     // Held open for its lock.
-    _lock: File,
+    lock: File,
 }
 
 impl Home {
@@ -67,12 +67,21 @@ impl Home {
         make_directory(state, STATE_MODE)?;
         let lock = take(state)?;
         let host = identity(state)?;
-        Ok(Self { host, _lock: lock })
+        Ok(Self { host, lock })
     }
 
     /// This host's identity: made once, the same ever after.
     pub fn host(&self) -> Uuid {
         self.host
+    }
+}
+
+impl Drop for Home {
+    /// Gives it up by word: a child that is being started has a copy of the descriptor until it
+    /// becomes its program.
+    fn drop(&mut self) {
+        // Closing it does the same, if later.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
@@ -175,5 +184,15 @@ mod tests {
         assert_eq!(Home::claim(&state).unwrap().host(), host);
         std::fs::write(state.join("host-id"), "nobody").unwrap();
         assert!(matches!(Home::claim(&state), Err(HomeError::Identity { .. })));
+    }
+
+    #[test]
+    fn who_still_has_a_copy_of_the_descriptor_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::claim(dir.path()).unwrap();
+        let copy = home.lock.try_clone().unwrap();
+        drop(home);
+        Home::claim(dir.path()).unwrap();
+        drop(copy);
     }
 }

@@ -290,7 +290,7 @@ fn open_in(path: &Path) -> Vec<String> {
             if uses > 1 {
                 found.push("this process".to_owned());
             }
-        } else if uses > 0 {
+        } else if uses > 0 && !is_being_started(&process.path()) {
             let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             found.push(format!("{} (pid {pid})", comm.trim()));
         }
@@ -301,10 +301,23 @@ fn open_in(path: &Path) -> Vec<String> {
     found
 }
 
+/// Whether a process is a child of ours that has not become its own program yet: it has copies of
+/// all our descriptors until then, and lets go of them by itself.
+fn is_being_started(process: &Path) -> bool {
+    let ours = fs::read_link("/proc/self/exe").ok();
+    if ours.is_none() || fs::read_link(process.join("exe")).ok() != ours {
+        return false;
+    }
+    let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    parent.and_then(|pid| pid.trim().parse().ok()) == Some(std::process::id())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::path::PathBuf;
+    use std::process::{Command, Stdio};
     use std::time::Duration;
 
     use super::{Claim, LockError, Permission, take};
@@ -326,6 +339,31 @@ mod tests {
         let endless = super::within(short, || std::thread::sleep(Duration::from_secs(600)));
         assert_eq!(endless, None);
         assert_eq!(super::within(Duration::from_secs(600), || 7), Some(7));
+    }
+
+    /// Run as a child by the test below, with an image as its standard input.
+    #[test]
+    #[ignore = "a part of another test"]
+    fn child_that_is_slow_to_start() {
+        std::thread::sleep(Duration::from_millis(400));
+    }
+
+    #[test]
+    fn a_child_that_is_being_started_is_waited_for() {
+        let (_dir, path) = image();
+        let ours = open(&path);
+        take(&ours, Claim::Write, &path).unwrap();
+        let name = "image::lock::tests::child_that_is_slow_to_start";
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", name])
+            .stdin(ours.try_clone().unwrap())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        drop(ours);
+        let taken = take(&open(&path), Claim::Write, &path);
+        assert!(child.wait().unwrap().success());
+        taken.unwrap();
     }
 
     #[test]

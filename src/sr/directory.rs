@@ -259,6 +259,15 @@ impl Store for Directory {
     }
 }
 
+impl Drop for Directory {
+    /// Gives it up by word: a child that is being started has a copy of the descriptor until it
+    /// becomes its program, and would occupy the directory for that long.
+    fn drop(&mut self) {
+        // Where there are no locks there is nothing to give up.
+        let _ = rustix::fs::flock(&self.dir, FlockOperation::Unlock);
+    }
+}
+
 /// Refuses what is no single component. Our own names never are, so this is the second lock.
 fn plain(name: &str) -> io::Result<()> {
     let odd = name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']);
@@ -303,4 +312,22 @@ fn punch(file: &File, at: FileOffset, len: ByteLen) -> io::Result<()> {
         done += part;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Directory, Store};
+
+    #[test]
+    fn who_still_has_a_copy_of_the_descriptor_does_not_occupy_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) =
+            (Directory::open(dir.path()).unwrap(), Directory::open(dir.path()).unwrap());
+        first.occupy(false).unwrap();
+        assert_eq!(second.occupy(true).unwrap_err().kind(), std::io::ErrorKind::ResourceBusy);
+        let copy = first.dir.try_clone().unwrap();
+        drop(first);
+        second.occupy(false).unwrap();
+        drop(copy);
+    }
 }
