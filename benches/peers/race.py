@@ -23,8 +23,9 @@ LOAD = (
     "`fio --ioengine=io_uring --direct=1 --norandommap --randrepeat=0`. Nothing is flushed but "
     "where a job says so, and then by NBD's FLUSH, which no server is told to ignore; what was "
     "written goes to the device before the next is timed. System calls, syncs and file sizes are "
-    "counted once, by strace and stat, and not while anything is timed; orlop syncs by threads "
-    "then (`--aio threads`), since strace sees nothing that goes through a ring.")
+    "counted once, by strace and stat, and not while anything is timed: system calls after four "
+    "seconds of the load; syncs of orlop with `--aio threads`, since strace sees nothing that goes "
+    "through a ring.")
 
 
 def say(words):
