@@ -23,6 +23,7 @@ const PAGES_OF_PART: u32 = 1 << (PART_BITS - PAGE_BITS);
 const REGIONS: usize = 1 << 14;
 /// Places where a region's entry may be, beside each other.
 const WAYS: usize = 4;
+const SETS: usize = REGIONS / WAYS;
 
 /// The reads of a part that come before a look; that it was looked at.
 const READS_MIN: u32 = 2;
@@ -41,7 +42,7 @@ const TRUST_MIN_MS: u64 = 500;
 pub(super) const TRUST_MAX_MS: u64 = 8000;
 
 /// A bit for each page of a region.
-pub(super) type Pages = [u64; 4];
+type Pages = [u64; 4];
 
 /// A region of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +68,9 @@ impl Name {
         (first.0..=last.0).contains(&self.0)
     }
 
-    /// The first of its places. Neighbours lie apart from each other and from those of other files.
-    const fn place(self) -> usize {
-        let sets = REGIONS / WAYS;
-        (self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - sets.trailing_zeros())) as usize * WAYS
+    /// The set of its places. Neighbours lie apart from each other and from those of other files.
+    const fn set(self) -> usize {
+        (self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - SETS.trailing_zeros())) as usize
     }
 }
 
@@ -78,7 +78,6 @@ impl Name {
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(super) struct Region {
-    name: Name,
     /// When this began to be known.
     since: u64,
     /// The window over it, if one is.
@@ -89,7 +88,7 @@ pub(super) struct Region {
     seen: Pages,
 }
 
-const UNKNOWN: Region = Region { name: NOBODY, since: 0, window: NONE, parts: 0, seen: [0; 4] };
+const UNKNOWN: Region = Region { since: 0, window: NONE, parts: 0, seen: [0; 4] };
 
 /// How a read can be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,10 +175,18 @@ pub(super) fn bytes_of(parts: &RangeInclusive<u32>) -> (u64, u64) {
     (u64::from(*parts.start()) << PART_BITS, u64::from(parts.end() + 1) * PART_BYTES)
 }
 
+/// The names of a set of places: apart from what is known of them, so that the search for one
+/// touches a single line of the processor's cache.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
+struct Set([Name; WAYS]);
+
 /// Regions by their names; as many as there is room for.
 #[derive(Debug, Default)]
 pub(super) struct Regions {
     /// Empty until the first is asked for.
+    names: Vec<Set>,
+    /// Those of a set beside each other, in the order of their names there.
     entries: Vec<Region>,
     trust: Trust,
 }
@@ -187,29 +194,39 @@ pub(super) struct Regions {
 impl Regions {
     /// A region, of which nothing may be known yet.
     pub(super) fn get(&mut self, name: Name, now: u64) -> &mut Region {
-        if self.entries.is_empty() {
+        if self.names.is_empty() {
+            self.names.resize(SETS, Set([NOBODY; WAYS]));
             self.entries.resize(REGIONS, UNKNOWN);
         }
-        let place = name.place();
-        let set = &self.entries[place..place + WAYS];
-        let way = set.iter().position(|entry| entry.name == name).unwrap_or_else(|| {
-            let ages = set.iter().enumerate().map(|(way, entry)| (entry.since, way));
-            ages.min().map_or(0, |(_, way)| way)
-        });
-        let region = &mut self.entries[place + way];
-        if region.name != name {
-            *region = Region { name, since: now, ..UNKNOWN };
-        } else if now.saturating_sub(region.since) >= self.trust.ms {
+        let Some(place) = self.find(name) else { return self.settle(name, now) };
+        let region = &mut self.entries[place];
+        if now.saturating_sub(region.since) >= self.trust.ms {
             region.age(now);
         }
         region
     }
 
+    /// Where a region's entry is, if it has one.
+    fn find(&self, name: Name) -> Option<usize> {
+        let set = name.set();
+        let way = self.names.get(set)?.0.iter().position(|there| *there == name)?;
+        Some(set * WAYS + way)
+    }
+
+    /// Gives a region an entry: that of the oldest of its set.
+    fn settle(&mut self, name: Name, now: u64) -> &mut Region {
+        let set = name.set();
+        let ages = (0..WAYS).map(|way| (self.entries[set * WAYS + way].since, way));
+        let way = ages.min().map_or(0, |(_, way)| way);
+        self.names[set].0[way] = name;
+        let region = &mut self.entries[set * WAYS + way];
+        *region = Region { since: now, ..UNKNOWN };
+        region
+    }
+
     /// The window over a region, if it is known.
     pub(super) fn window(&self, name: Name) -> Option<usize> {
-        let place = name.place();
-        let set = self.entries.get(place..place + WAYS)?;
-        set.iter().find(|entry| entry.name == name)?.window()
+        self.entries[self.find(name)?].window()
     }
 
     /// Forgets what is known of the regions of a range of a file.
@@ -218,26 +235,36 @@ impl Regions {
         let (first, last) = (Name::of(file, at), Name::of(file, last));
         if last.0 - first.0 < REGIONS as u64 / 8 {
             for name in (first.0..=last.0).map(Name) {
-                let place = name.place();
-                let set = self.entries.get_mut(place..place + WAYS).unwrap_or_default();
-                set.iter_mut().filter(|entry| entry.name == name).for_each(|e| *e = UNKNOWN);
+                if let Some(place) = self.find(name) {
+                    self.free(place);
+                }
             }
             return;
         }
-        self.entries
-            .iter_mut()
-            .filter(|entry| entry.name.is_within(first, last))
-            .for_each(|entry| *entry = UNKNOWN);
+        self.free_those(|name, _| name.is_within(first, last));
     }
 
     /// Forgets what a window was over.
     pub(super) fn forget_window(&mut self, window: usize) {
-        let over = |entry: &&mut Region| entry.window() == Some(window);
-        self.entries.iter_mut().filter(over).for_each(|entry| *entry = UNKNOWN);
+        self.free_those(|_, region| region.window() == Some(window));
     }
 
     pub(super) fn forget_all(&mut self) {
-        self.entries.fill(UNKNOWN);
+        self.free_those(|_, _| true);
+    }
+
+    fn free_those(&mut self, which: impl Fn(Name, &Region) -> bool) {
+        for place in 0..self.entries.len() {
+            let name = self.names[place / WAYS].0[place % WAYS];
+            if which(name, &self.entries[place]) {
+                self.free(place);
+            }
+        }
+    }
+
+    fn free(&mut self, place: usize) {
+        self.names[place / WAYS].0[place % WAYS] = NOBODY;
+        self.entries[place] = UNKNOWN;
     }
 
     /// Takes in how often this thread had to wait for a page until now, once in a moment.
@@ -418,10 +445,10 @@ mod tests {
     #[test]
     fn the_oldest_gives_way_where_there_is_no_room() {
         let mut regions = Regions::default();
-        let place = Name::of(FileId(0), 0).place();
+        let set = Name::of(FileId(0), 0).set();
         let beside: Vec<_> = (0..1 << 20)
             .map(|n| Name::of(FileId(0), n * REGION_BYTES))
-            .filter(|name| name.place() == place)
+            .filter(|name| name.set() == set)
             .take(WAYS + 1)
             .collect();
         for (now, name) in beside.iter().enumerate() {
