@@ -233,10 +233,11 @@ class Bench:
         finally:
             os.unlink(copy)
 
-    def fio(self, contestant, job):
+    def fio(self, contestant, job, seconds=None):
         rw, block, depth = JOBS[job]
+        seconds = seconds or self.options.seconds
         words = ["fio", "--name=x", f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}",
-                 f"--size={self.options.size}M", f"--runtime={round(self.options.seconds * 1e3)}ms",
+                 f"--size={self.options.size}M", f"--runtime={round(seconds * 1e3)}ms",
                  "--time_based", "--output-format=json", "--norandommap", "--randrepeat=0",
                  "--allow_file_create=0"]
         if contestant.target.startswith("nbd"):
@@ -274,12 +275,15 @@ class Bench:
                     print(self.failures[-1], file=sys.stderr)
         return told
 
-    def run(self, group):
-        """Brings a group's contestants up, times them and lets them go."""
+    def run(self, group, after=None):
+        """Brings a group's contestants up, times them and lets them go; `after` the rounds, what
+        else is to be done while they are up."""
         try:
             for name, make in group.contestants:
                 self.add(name, make)
             told = self.race(group.jobs)
+            if after:
+                after(self, group)
             group.commands = {c.name: c.commands for c in self.contestants}
             return told
         finally:

@@ -85,8 +85,8 @@ def arguments():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calls", action="store_true",
                         help="count system calls and syncs, by strace, and how large files grow")
-    parser.add_argument("--profile", action="store_true", help="sample the servers that a floor is "
-                        "about, by perf, when the rounds are over")
+    parser.add_argument("--profile", action="store_true", help="sample the servers and the mounts "
+                        "that a floor is about, by perf, when the rounds are over")
     parser.add_argument("--dir", default="/var/tmp", help="where the images lie")
     parser.add_argument("--disk-dir", help="where those for O_DIRECT lie, on a file system with a "
                         "device (default: $TMPDIR, target or /var/tmp, whichever is on one)")

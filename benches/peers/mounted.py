@@ -6,6 +6,7 @@ import sys
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
+import mountprofile  # noqa: E402
 import mounts  # noqa: E402
 from jobs import Floor  # noqa: E402
 from machine import file_system  # noqa: E402
@@ -44,12 +45,15 @@ def floors(group, job, ends):
     return told
 
 
-def entries(group, told, ends):
+def entries(group, told, ends, profiles):
     """One for each job, as the report has those of NBD servers."""
     for job in group.jobs:
         rw, bs, qd = mounts.JOBS[job]
         cases = [{"label": name, "rounds": told[job].get(name, []), "counts": {}}
                  for name, _ in group.contestants]
+        for case in cases:
+            if (job, case["label"]) in profiles:
+                case["profile"] = profiles[job, case["label"]]
         # Of the FUSE issue's list, which the seventh check here repeats.
         check = "7 (FUSE 6)" if group.key == "vhd" else "7 (FUSE 5)"
         yield {"key": f"mount-{group.key}-{job.replace(' ', '-')}", "title": title(group, job),
@@ -79,13 +83,20 @@ def race(options, say):
     jobs, commands = [], {}
     with mounts.rings(options.rings) as rings:
         ends = [end for end, _ in mounts.ways(rings)]
-        bench = mounts.Bench(asked)
+        bench, profiles = mounts.Bench(asked), {}
+
+        def profile(bench, group):
+            say(f"profiles: {group.title}")
+            wanted = {job: floors(group, job, ends) for job in group.jobs}
+            profiles.update(mountprofile.profiles(bench, wanted, options.seconds))
+
         try:
             bench.prepare()
             for group in mounts.groups(bench, rings):
                 say(f"verifying and timing: {group.title}")
-                told = bench.run(group)
-                jobs += entries(group, told, ends)
+                profiles.clear()
+                told = bench.run(group, profile if options.profile else None)
+                jobs += entries(group, told, ends, profiles)
                 commands.update(group.commands)
         finally:
             bench.stop()
@@ -93,7 +104,7 @@ def race(options, say):
              f"{asked.seconds} s, on contestants that are up together, each over a copy of one "
              f"disk of {asked.size} MiB in {file_system(place)}; each was read whole and compared "
              "before. A loop device has direct I/O; the time of its kernel threads is in nobody's "
-             "account. ")
+             "account, but in the profiles. ")
     about += ("Rings are FUSE over io_uring." if rings else
               "FUSE over io_uring was not measured: the fuse module's parameter enable_uring is "
               "off; --rings turns it on for the while.")

@@ -6,7 +6,7 @@ import re
 
 from report import (MISSED, OPEN, REACHED, cells, curves_of, floors_of, growth, is_peer, measured,
                     number, setting, tally)
-from sampling import line_of
+from sampling import lines_of
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #afb8c1; --ours: #1f6feb;
@@ -192,8 +192,8 @@ def page(report):
         out.append("<ul>" + "".join(
             f"<li>{html.escape(floor['text'])}: {judged(floor)} {measured(floor)}"
             for floor in job["floors"]) + "".join(
-            f"<li>Profile of {words(line_of(case['label'], case['profile']))}"
-            for case in job["cases"] if "profile" in case) + "</ul>")
+            f"<li>Profile of {words(line)}" for case in job["cases"] if "profile" in case
+            for line in lines_of(case["label"], case["profile"])) + "</ul>")
     for key, jobs in curves_of(report).items():
         out.append(f"<h2>Growth: {html.escape(jobs[0]['title'])}</h2>")
         if key == "by-depth-of-queue":

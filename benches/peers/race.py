@@ -227,9 +227,10 @@ class Peers:
             if not case.renew and not job.on_disk:
                 self.loader.warm(running.uri, self.window)
                 self.loader.settle(running, job, case, seconds / 2, self.window)
-            profile = Profile(self.folder, running.processes()[0], seconds)
-            told = self.loader.measure(running, job, case, seconds + 0.2, 0, self.window)
-            return profile.told(told["server_us"])
+            whom = ["-p", str(running.processes()[0])]
+            with Profile(self.folder, whom, seconds) as profile:
+                told = self.loader.measure(running, job, case, seconds + 0.2, 0, self.window)
+                return profile.told(told["server_us"])
         finally:
             running.stop()
 

@@ -4,7 +4,7 @@ import random
 import statistics
 
 from machine import told as told_machine
-from sampling import line_of
+from sampling import lines_of
 
 # The best of a case's rounds over its worst from which on its figures are called noisy.
 NOISY = 1.5
@@ -197,8 +197,8 @@ def table_of(job):
     for case in job["cases"]:
         lines.append(f"| {case['label']} | " + " | ".join(cells(job, case, counted)) + " |")
     lines += [""] + [floor_line(floor) for floor in job["floors"]]
-    return lines + [f"* Profile of {line_of(case['label'], case['profile'])}"
-                    for case in job["cases"] if "profile" in case]
+    return lines + [f"* Profile of {line}" for case in job["cases"] if "profile" in case
+                    for line in lines_of(case["label"], case["profile"])]
 
 
 def cells(job, case, counted=()):
