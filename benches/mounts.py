@@ -39,10 +39,27 @@ RINGS = "/sys/module/fuse/parameters/enable_uring"
 
 
 def run(*words):
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            told, complaint = process.communicate()
+        except BaseException:
+            end(process)
+            raise
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: {complaint.strip()}")
+    return told
+
+
+def end(process):
+    """By a word first: fio then ends its jobs, which would go on and hold a device if it was
+    killed."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def wait_for(what, so, process=None):
