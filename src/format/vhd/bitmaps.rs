@@ -2,16 +2,71 @@
 //! the disk, or that a write in flight will change, is held and cannot be dropped.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU32;
 
 use vhd::{BlockIndex, FileOffset, bitmap};
 
 /// Bytes of bitmaps kept before those not used lately are dropped.
 const MAX_BYTES: usize = 1 << 20;
 
+/// Parts of a bitmap that a digest tells apart.
+const PARTS: u32 = 32;
+
+/// Which parts of a bitmap are all alike: most answers need no look at the bits themselves, which
+/// lie elsewhere in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Digest {
+    /// A bit for each part in which all sectors are present.
+    present: u32,
+    /// The same for absent.
+    absent: u32,
+}
+
+impl Digest {
+    fn of(bits: &[u8]) -> Self {
+        let mut digest = Self { present: 0, absent: 0 };
+        digest.renew(bits, 0, PARTS);
+        digest
+    }
+
+    /// Sectors of one part; 0 where a bitmap is too small for parts of its own.
+    fn part_of(bits: usize) -> u32 {
+        (bits / PARTS as usize) as u32 * 8
+    }
+
+    /// Takes in parts `first..end` anew.
+    fn renew(&mut self, bits: &[u8], first: u32, end: u32) {
+        let part = Self::part_of(bits.len());
+        for number in first..end.min(if part == 0 { 0 } else { PARTS }) {
+            let (value, same) = bitmap::run(bits, number * part, (number + 1) * part);
+            let (bit, whole) = (1 << number, same == part);
+            let put = |word: u32, is: bool| if is { word | bit } else { word & !bit };
+            self.present = put(self.present, whole && value);
+            self.absent = put(self.absent, whole && !value);
+        }
+    }
+
+    /// Whether `count` sectors from `first` on are present, if the digest knows that of all.
+    fn tell(self, bits: usize, first: u32, count: u32) -> Option<bool> {
+        let part = Self::part_of(bits);
+        let last = (first + count).checked_sub(1)?.checked_div(part)?;
+        let first = first / part;
+        if count == 0 || last >= PARTS {
+            return None;
+        }
+        let parts = (u32::MAX >> (PARTS - 1 - (last - first))) << first;
+        if self.present & parts == parts {
+            return Some(true);
+        }
+        (self.absent & parts == parts).then_some(false)
+    }
+}
+
 struct Entry {
     /// Where it lies in the file: the table's page may be dropped while it is dirty.
     at: FileOffset,
     bits: Vec<u8>,
+    digest: Digest,
     holds: u32,
     used: bool,
 }
@@ -26,11 +81,15 @@ pub(super) struct Bitmaps {
 }
 
 impl Bitmaps {
-    /// The bitmap of a block, if it is here.
-    pub(super) fn find(&mut self, block: BlockIndex) -> Option<&[u8]> {
+    /// Whether the sector `first` of a block is present, and for how many of `count` sectors the
+    /// same holds, if the bitmap is here.
+    pub(super) fn run(&mut self, block: BlockIndex, first: u32, count: u32) -> Option<(bool, u32)> {
         let entry = self.entries.get_mut(&block)?;
         entry.used = true;
-        Some(&entry.bits)
+        Some(match entry.digest.tell(entry.bits.len(), first, count) {
+            Some(present) => (present, count),
+            None => bitmap::run(&entry.bits, first, first + count),
+        })
     }
 
     /// The bitmap of a block, if it is here, and where it lies in the file.
@@ -45,7 +104,7 @@ impl Bitmaps {
         let mut is_new = false;
         let entry = self.entries.entry(block).or_insert_with(|| {
             is_new = true;
-            Entry { at, bits, holds: 0, used: true }
+            Entry { at, digest: Digest::of(&bits), bits, holds: 0, used: true }
         });
         entry.holds += holds;
         if is_new {
@@ -91,6 +150,10 @@ impl Bitmaps {
     pub(super) fn set(&mut self, block: BlockIndex, first: u32, count: u32) -> bool {
         let Some(entry) = self.entries.get_mut(&block) else { return false };
         bitmap::set_range(&mut entry.bits, first, count);
+        if let Some(part) = NonZeroU32::new(Digest::part_of(entry.bits.len())) {
+            let end = (first + count).div_ceil(part.get());
+            entry.digest.renew(&entry.bits, first / part, end);
+        }
         true
     }
 
@@ -110,5 +173,47 @@ impl Bitmaps {
         self.entries
             .get(&block)
             .is_some_and(|entry| entry.holds == 0 && bitmap::is_full(&entry.bits, sectors))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+    use vhd::{BlockIndex, FileOffset, bitmap};
+
+    use super::Bitmaps;
+
+    const BLOCK: BlockIndex = BlockIndex::new(7);
+
+    proptest! {
+        /// Bitmaps of blocks of 512 bytes to 2 MiB, some of which are written further.
+        #[test]
+        fn what_is_told_is_what_the_bits_say(
+            size in proptest::sample::select(vec![1usize, 31, 32, 33, 100, 512]),
+            ranges in proptest::collection::vec((any::<u16>(), 0u32..700), 0..12),
+            later in proptest::collection::vec((any::<u16>(), 0u32..700), 0..6),
+            asked in proptest::collection::vec((any::<u16>(), 0u32..700), 40),
+        ) {
+            let most = size as u32 * 8;
+            let within = |(at, count): (u16, u32)| {
+                let first = u32::from(at) % most;
+                (first, count.min(most - first))
+            };
+            let mut bits = vec![0; size];
+            for (first, count) in ranges.into_iter().map(within) {
+                bitmap::set_range(&mut bits, first, count);
+            }
+            let mut bitmaps = Bitmaps::default();
+            prop_assert_eq!(bitmaps.run(BLOCK, 0, 1), None);
+            bitmaps.insert(BLOCK, FileOffset::new(512), bits.clone(), 0);
+            for (first, count) in later.into_iter().map(within) {
+                bitmap::set_range(&mut bits, first, count);
+                bitmaps.set(BLOCK, first, count);
+            }
+            for (first, count) in asked.into_iter().map(within) {
+                let expected = bitmap::run(&bits, first, first + count);
+                prop_assert_eq!(bitmaps.run(BLOCK, first, count), Some(expected));
+            }
+        }
     }
 }

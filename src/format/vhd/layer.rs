@@ -60,6 +60,14 @@ impl VhdLayer {
         MetaPage { at, len: self.geometry.bitmap_bytes().get() as u32 }
     }
 
+    /// Whether the first sectors of `part`, which lies in a block, are present, and for how many
+    /// bytes that holds; `None` without the block's bitmap.
+    pub(super) fn present(&mut self, block: BlockIndex, part: Extent) -> Option<(bool, ByteLen)> {
+        let (first, count) = sectors_of(&self.geometry, part);
+        let (present, sectors) = self.bitmaps.run(block, first, count)?;
+        Some((present, bytes_until(&self.geometry, part, first + sectors)))
+    }
+
     /// How far `wanted` runs over blocks that have no home.
     fn absent(&self, block: BlockIndex, wanted: Extent) -> ByteLen {
         let end = disk_at(wanted.end());
@@ -88,7 +96,7 @@ impl Layer for VhdLayer {
         if state == BlockState::Full {
             return Located::Here(self.place_in(slot, part), part.len);
         }
-        match self.bitmaps.find(block).map(|bits| run(&self.geometry, bits, part)) {
+        match self.present(block, part) {
             None => Located::Ask(self.ask_bitmap(block, slot)),
             Some((true, len)) => Located::Here(self.place_in(slot, part), len),
             Some((false, len)) => Located::Below(len),
@@ -122,9 +130,13 @@ impl Layer for VhdLayer {
 pub(super) fn run(geometry: &Geometry, bits: &[u8], part: Extent) -> (bool, ByteLen) {
     let (first, count) = sectors_of(geometry, part);
     let (present, sectors) = bitmap::run(bits, first, first + count);
+    (present, bytes_until(geometry, part, first + sectors))
+}
+
+/// The bytes of `part` before a sector of its block.
+fn bytes_until(geometry: &Geometry, part: Extent, sector: u32) -> ByteLen {
     let within = geometry.within(disk_at(part.at));
-    let end = u64::from(first + sectors) * SECTOR;
-    (present, ByteLen::new(end - within).min(part.len))
+    ByteLen::new(u64::from(sector) * SECTOR - within).min(part.len)
 }
 
 /// The sectors of its block that an extent touches: first and count.

@@ -225,10 +225,7 @@ impl VhdLeaf {
         part: Extent,
     ) -> Result<Placed, Blocked> {
         let at = self.layer.place_in(slot, part);
-        let geometry = self.layer.geometry;
-        let Some((present, len)) =
-            self.layer.bitmaps.find(block).map(|bits| run(&geometry, bits, part))
-        else {
+        let Some((present, len)) = self.layer.present(block, part) else {
             return Err(Blocked::Ask(self.layer.ask_bitmap(block, slot)));
         };
         let is_dirty = self.dirty_bits.contains(&block);
