@@ -5,6 +5,7 @@
 //! chain of depth 30 costs what a chain of depth 1 costs.
 
 use super::effect::{FileId, LeafFile};
+use super::guest::View;
 use super::layer::{Layer, Leaf, Located, MetaPage};
 use super::units::{ByteLen, DiskOffset, Extent, FileOffset};
 
@@ -84,6 +85,8 @@ enum Place {
 /// All layers of a disk.
 pub(super) struct Stack {
     pub(super) leaf: Option<LeafSeat>,
+    /// A guest's, in the place of a leaf.
+    pub(super) view: Option<View>,
     frozen: Vec<FrozenLayer>,
     size: ByteLen,
     map: ResolvedMap,
@@ -93,7 +96,12 @@ impl Stack {
     /// A stack; `frozen` runs from the layer below the leaf (or the top) downwards.
     pub(super) fn new(leaf: Option<LeafSeat>, frozen: Vec<FrozenLayer>, size: ByteLen) -> Self {
         let map = ResolvedMap::new(size, frozen.len());
-        Self { leaf, frozen, size, map }
+        Self { leaf, view: None, frozen, size, map }
+    }
+
+    /// The stack of a guest.
+    pub(super) fn of_guest(view: View, frozen: Vec<FrozenLayer>, size: ByteLen) -> Self {
+        Self { view: Some(view), ..Self::new(None, frozen, size) }
     }
 
     /// The disk has grown.
@@ -124,7 +132,7 @@ impl Stack {
 
     /// Layers in all.
     pub(super) fn depth(&self) -> u16 {
-        self.frozen.len() as u16 + u16::from(self.leaf.is_some())
+        self.frozen.len() as u16 + self.first_frozen()
     }
 
     /// Where the first bytes of `wanted` live. Never an empty answer.
@@ -146,12 +154,10 @@ impl Stack {
         page: MetaPage,
         bytes: &[u8],
     ) -> Result<(), super::layer::Corrupt> {
+        let first = self.first_frozen();
         match (&mut self.leaf, layer) {
             (Some(seat), 0) => seat.leaf.learn(page, bytes),
-            (leaf, n) => {
-                let index = usize::from(n) - usize::from(leaf.is_some());
-                self.frozen[index].layer.learn(page, bytes)
-            }
+            (_, n) => self.frozen[usize::from(n - first)].layer.learn(page, bytes),
         }
     }
 
@@ -159,7 +165,7 @@ impl Stack {
     pub(super) fn file_of(&self, layer: u16) -> FileId {
         match (&self.leaf, layer) {
             (Some(seat), 0) => seat.file.file(),
-            (leaf, n) => self.frozen[usize::from(n) - usize::from(leaf.is_some())].file,
+            (_, n) => self.frozen[usize::from(n - self.first_frozen())].file,
         }
     }
 
@@ -167,7 +173,7 @@ impl Stack {
     pub(super) fn is_flat(&self, layer: u16) -> bool {
         match (&self.leaf, layer) {
             (Some(seat), 0) => seat.leaf.is_flat(),
-            (leaf, n) => self.frozen[usize::from(n) - usize::from(leaf.is_some())].layer.is_flat(),
+            (_, n) => self.frozen[usize::from(n - self.first_frozen())].layer.is_flat(),
         }
     }
 
@@ -177,10 +183,10 @@ impl Stack {
     }
 
     fn first_frozen(&self) -> u16 {
-        u16::from(self.leaf.is_some())
+        u16::from(self.leaf.is_some() || self.view.is_some())
     }
 
-    fn find_frozen(&mut self, wanted: Extent) -> Found {
+    pub(super) fn find_frozen(&mut self, wanted: Extent) -> Found {
         if self.frozen.is_empty() {
             return Found::Hole(wanted.len);
         }

@@ -7,8 +7,10 @@ use slab::Slab;
 use super::chain::{Found, FrozenLayer, LeafSeat, Stack};
 use super::commit::Commit;
 use super::effect::{Effect, EffectId, FileId, IoError, LeafFile, Outcome, Source, Target};
+use super::guest::Elsewhere;
 use super::layer::{Blocked, Leaf, MetaPage};
 use super::pivot::Hold;
+use super::published::Publisher;
 use super::read::with_lent;
 use super::request::{Answer, Fault, FaultKind, Reply, Request, RequestId};
 use super::resize::Resize;
@@ -28,7 +30,11 @@ pub struct Disk {
     pub(super) commit: Commit,
     pub(super) resize: Resize,
     pub(super) hold: Hold,
-    replies: VecDeque<Reply>,
+    pub(super) replies: VecDeque<Reply>,
+    /// What a guest does not answer.
+    pub(super) elsewhere: Elsewhere,
+    /// Tells guests of this disk, if there are any.
+    pub(super) publisher: Option<Publisher>,
     /// Tasks that wait until an overlapping task ends.
     waiting: VecDeque<TaskKey>,
     /// Waiting tasks are being admitted.
@@ -55,7 +61,7 @@ impl Disk {
         Some(Self::with(Stack::new(None, layers, size), size))
     }
 
-    fn with(stack: Stack, size: ByteLen) -> Self {
+    pub(super) fn with(stack: Stack, size: ByteLen) -> Self {
         Self {
             size,
             stack,
@@ -66,6 +72,8 @@ impl Disk {
             resize: Resize::default(),
             hold: Hold::default(),
             replies: VecDeque::new(),
+            elsewhere: Elsewhere::default(),
+            publisher: None,
             waiting: VecDeque::new(),
             admitting: false,
             exclusives: 0,
@@ -77,7 +85,7 @@ impl Disk {
     /// Size of the disk in bytes. A resize changes it when the new size is durable, before its
     /// reply can be fetched.
     pub fn size(&self) -> ByteLen {
-        self.size
+        self.stack.view.as_ref().map_or(self.size, |view| view.published.size())
     }
 
     /// Whether writes are refused.
@@ -113,7 +121,7 @@ impl Disk {
 
     /// Requests that were submitted and not yet replied to.
     pub fn in_flight(&self) -> usize {
-        self.tasks.len()
+        self.tasks.len() + self.elsewhere.len()
     }
 
     /// Effects the host has not completed yet.
@@ -126,6 +134,9 @@ impl Disk {
     pub fn submit(&mut self, id: RequestId, request: Request) {
         if let Some(fault) = self.refusal(&request) {
             self.replies.push_back(Reply { id, result: Err(fault) });
+            return;
+        }
+        if self.leaves(id, request) {
             return;
         }
         let exclusive = self.is_exclusive(&request);
@@ -143,6 +154,7 @@ impl Disk {
             admitted: false,
             parked: false,
             settled: true,
+            seen: None,
         });
         if matches!(request, Request::Hold) {
             self.begin_hold(key);
@@ -191,7 +203,7 @@ impl Disk {
 
     /// Whether `poll_effect` or `poll_reply` has something to give.
     pub fn has_output(&self) -> bool {
-        !self.replies.is_empty() || self.outbox.has_queued()
+        !self.replies.is_empty() || self.outbox.has_queued() || !self.elsewhere.is_empty()
     }
 
     /// Takes in what came of an effect.
@@ -222,7 +234,7 @@ impl Disk {
     }
 
     fn refusal(&self, request: &Request) -> Option<Fault> {
-        let at = extent_of(request).map_or(DiskOffset::new(0), |extent| extent.at);
+        let at = request.extent().map_or(DiskOffset::new(0), |extent| extent.at);
         if let Some(why) = &self.stopped {
             return Some(Fault { kind: FaultKind::Stopped(why.clone()), layer: 0, at });
         }
@@ -230,7 +242,7 @@ impl Disk {
             request,
             Request::Read { .. } | Request::Fetch { .. } | Request::Map { .. } | Request::Flush
         );
-        let read_only = changes && self.is_read_only();
+        let read_only = changes && self.is_read_only() && !self.is_guest();
         read_only.then_some(Fault { kind: FaultKind::ReadOnly, layer: 0, at })
     }
 
@@ -247,12 +259,12 @@ impl Disk {
         if !task.exclusive && self.exclusives == 0 {
             return false;
         }
-        let Some(mine) = extent_of(&task.request).map(Extent::whole_sectors) else { return false };
+        let Some(mine) = task.request.extent().map(Extent::whole_sectors) else { return false };
         self.tasks.iter().any(|(other_key, other)| {
             other_key != key
                 && other.admitted
                 && (task.exclusive || other.exclusive)
-                && extent_of(&other.request).is_some_and(|e| e.whole_sectors().overlaps(mine))
+                && other.request.extent().is_some_and(|e| e.whole_sectors().overlaps(mine))
         })
     }
 
@@ -260,6 +272,8 @@ impl Disk {
         let task = &mut self.tasks[key];
         task.admitted = true;
         self.exclusives += usize::from(task.exclusive);
+        self.announce(key);
+        self.note_seen(key);
         self.advance(key);
     }
 
@@ -352,7 +366,7 @@ impl Disk {
 
     pub(super) fn note_fault(&mut self, key: TaskKey, layer: u16, kind: FaultKind) {
         let task = &mut self.tasks[key];
-        let at = extent_of(&task.request).map_or(DiskOffset::new(0), |extent| extent.at);
+        let at = task.request.extent().map_or(DiskOffset::new(0), |extent| extent.at);
         task.fault.get_or_insert(Fault { kind, layer, at });
     }
 
@@ -369,12 +383,16 @@ impl Disk {
     /// Ends a task.
     pub(super) fn reply(&mut self, key: TaskKey) {
         let task = self.tasks.remove(key);
+        if self.gives_up(&task) {
+            return;
+        }
+        self.note_end(&task);
         let result = match (task.fault, &self.stopped) {
             (Some(fault), _) => Err(fault),
             (None, Some(why)) => Err(Fault {
                 kind: FaultKind::Stopped(why.clone()),
                 layer: 0,
-                at: extent_of(&task.request).map_or(DiskOffset::new(0), |extent| extent.at),
+                at: task.request.extent().map_or(DiskOffset::new(0), |extent| extent.at),
             }),
             (None, None) => Ok(match (task.request, task.segments) {
                 (Request::Map { .. }, _) => Answer::Map(task.runs),
@@ -542,6 +560,7 @@ impl Disk {
     /// Stops the disk for good: everything waiting fails, and what is in flight drains.
     pub(super) fn stop(&mut self, why: String) {
         self.stopped = Some(why);
+        self.withdraw();
         let mut ended = self.take_commit_waiters();
         for key in self.parking.release_all() {
             self.tasks[key].parked = false;
@@ -565,18 +584,5 @@ impl Disk {
     /// Where the first bytes of an extent live.
     pub(super) fn find(&mut self, wanted: Extent) -> Found {
         self.stack.find(wanted)
-    }
-}
-
-/// The extent a request touches, if it touches one.
-pub(super) fn extent_of(request: &Request) -> Option<Extent> {
-    match request {
-        Request::Read { extent, .. }
-        | Request::Fetch { extent, .. }
-        | Request::Write { extent, .. }
-        | Request::Zero { extent, .. }
-        | Request::Discard { extent, .. }
-        | Request::Map { extent, .. } => Some(*extent),
-        Request::Flush | Request::Resize { .. } | Request::Hold => None,
     }
 }

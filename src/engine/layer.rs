@@ -181,6 +181,11 @@ pub enum ResizeStep {
 /// write of a wave fails, `abandoned` is called instead and the next commit starts over. A failed
 /// barrier stops the disk, and the leaf is never called again (W8).
 pub trait Leaf: Layer {
+    /// Bytes of the disk that get a home as one, where they do: what a home is told of at a time.
+    fn unit(&self) -> ByteLen {
+        ByteLen::new(2 << 20)
+    }
+
     /// Whether it keeps nothing: what is written, zeroed or discarded vanishes, and no home for it
     /// is asked for.
     fn forgets(&self) -> bool {

@@ -172,6 +172,9 @@ impl Disk {
             return Err(PivotError::OtherSize);
         }
         self.stack.push(leaf, file);
+        // What guests have is another leaf: they are told nothing any more.
+        self.withdraw();
+        self.publisher = None;
         self.outbox.one_layer_more();
         self.parking.one_layer_more();
         for (_, task) in &mut self.tasks {

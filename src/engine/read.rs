@@ -28,7 +28,12 @@ impl Disk {
             if rest.len.is_zero() || task.pending >= MAX_PIECES {
                 break;
             }
-            match self.stack.find(rest) {
+            let Some(found) = self.stack.find_to_read(rest) else {
+                // The owner is to answer all of it.
+                (task.cursor, task.seen) = (extent.len, None);
+                break;
+            };
+            match found {
                 Found::Ask { layer, page } => {
                     self.wait_for_page(key, layer, page);
                     break;

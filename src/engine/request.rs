@@ -75,6 +75,22 @@ pub enum Request {
     Hold,
 }
 
+impl Request {
+    /// The part of the disk it touches, if it touches one.
+    #[must_use]
+    pub const fn extent(&self) -> Option<Extent> {
+        match self {
+            Self::Read { extent, .. }
+            | Self::Fetch { extent, .. }
+            | Self::Write { extent, .. }
+            | Self::Zero { extent, .. }
+            | Self::Discard { extent, .. }
+            | Self::Map { extent, .. } => Some(*extent),
+            Self::Flush | Self::Resize { .. } | Self::Hold => None,
+        }
+    }
+}
+
 /// A piece of a read's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segment {

@@ -52,6 +52,11 @@ impl Resize {
         self.queue.len()
     }
 
+    /// Whether one runs.
+    pub(super) const fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// Takes out everyone who waits, the one that runs included; the disk has stopped.
     pub(super) fn take_waiters(&mut self) -> Vec<TaskKey> {
         let mut waiters: Vec<TaskKey> = std::mem::take(&mut self.queue).into();
@@ -91,6 +96,7 @@ impl Disk {
             failed: None,
             undoing: false,
         });
+        self.withdraw();
         match self.refusal_of_size(size) {
             Some(why) => self.refuse_resize(task, why),
             None if size == self.size => self.reply(task),

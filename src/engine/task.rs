@@ -8,6 +8,7 @@ use slab::Slab;
 use super::edges::Edges;
 use super::effect::{Effect, EffectId};
 use super::layer::{MetaPage, Placed};
+use super::published::Seen;
 use super::request::{Fault, MapRun, Request, RequestId, Segment, Stored};
 use super::units::{ByteLen, FileOffset};
 
@@ -43,6 +44,8 @@ pub(super) struct Task {
     pub(super) parked: bool,
     /// Everything written so far was written durably to a settled home.
     pub(super) settled: bool,
+    /// What a guest's read must find again at its end.
+    pub(super) seen: Option<Seen>,
 }
 
 /// A part of a read that need not be read.

@@ -8,11 +8,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use vhd::{Image, RepairStep};
 
 use crate::engine::effect::FileId;
 use crate::engine::layer::{Layer, Leaf};
+use crate::engine::published::Published;
 use crate::engine::units::ByteLen;
 use crate::engine::{Disk, FrozenLayer};
 use crate::format::vhd::{Backing, FixedLeaf, VhdLayer, VhdLeaf};
@@ -280,6 +282,19 @@ impl OpenedChain {
         Ok(Some(Self { size: self.size, read_only: self.read_only, layers, notices }))
     }
 
+    /// What guests of the disk are made of: the same over duplicates of its descriptors, as with a
+    /// [`Self::twin`]; `None` where nobody writes.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn guest(&self) -> io::Result<Option<GuestChain>> {
+        if self.is_shareable() {
+            return Ok(None);
+        }
+        let layers = self.layers.iter().map(OpenedLayer::twin).collect::<io::Result<_>>()?;
+        Ok(Some(GuestChain { layers }))
+    }
+
     /// Hands the files to a host and makes the disk. `add_file` is the host's.
     ///
     /// # Errors
@@ -304,6 +319,51 @@ impl OpenedChain {
             Some((leaf, file)) => Disk::writable(leaf, file, frozen),
             None => Disk::read_only(frozen).expect("a chain has at least its top layer"),
         })
+    }
+}
+
+/// The images of a disk that is written elsewhere. Refuses to become anything but a guest: as a disk
+/// of its own it would not know what the other writes.
+#[derive(Debug)]
+pub struct GuestChain {
+    layers: Vec<OpenedLayer>,
+}
+
+impl GuestChain {
+    /// How many images there are.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The same for one more guest.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn twin(&self) -> io::Result<Self> {
+        let layers = self.layers.iter().map(OpenedLayer::twin).collect::<io::Result<_>>()?;
+        Ok(Self { layers })
+    }
+
+    /// Hands the files to a host and makes the guest of the disk that publishes this.
+    ///
+    /// # Errors
+    /// Of `add_file`. Files added by then stay with the host.
+    pub fn attach(
+        self,
+        published: Arc<Published>,
+        add_file: &mut dyn FnMut(Descriptors) -> io::Result<FileId>,
+    ) -> io::Result<Disk> {
+        let mut layers = self.layers.into_iter().map(|layer| {
+            let OpenedLayer { fd: main, cached, mode, content, .. } = layer;
+            Ok((add_file(Descriptors { main, cached, mode })?, content))
+        });
+        let (leaf, _) = layers.next().expect("a chain has at least its top layer")?;
+        let frozen = layers.map(|layer: io::Result<_>| {
+            let (file, content) = layer?;
+            Ok(FrozenLayer { layer: content.layer(), file })
+        });
+        Ok(Disk::guest(published, leaf, frozen.collect::<io::Result<_>>()?))
     }
 }
 

@@ -23,7 +23,7 @@ pub use error::{Cause, ImageError};
 pub use file::FileKind;
 pub use gate::GateError;
 pub use inspect::{Inspection, Repaired, inspect, inspect_layer, repair};
-pub use layer::{Content, Format, Notice, NoticeKind, OpenedChain, OpenedLayer};
+pub use layer::{Content, Format, GuestChain, Notice, NoticeKind, OpenedChain, OpenedLayer};
 pub use lock::{LockError, Permission, claim_to_write};
 pub use open::{CacheMode, DEPTH_MAX, OpenOptions, open, open_alone};
 pub use overlay::{default_place, open_overlay};

@@ -1,9 +1,10 @@
 //! Where a disk is served: on one shard, or on several that each have a disk of their own over
-//! duplicates of the same descriptors.
+//! duplicates of the same descriptors. Of what can be written and keeps it, the first home owns it,
+//! and the others are its guests: they read what the owner says is safe to read, and hand it
+//! everything else.
 //!
-//! Refuses more than one home to whatever can be written and keeps it: shards share nothing, so two
-//! of them would destroy each other's bytes. Refuses nobody for want of a home: who cannot have one
-//! more goes to those that are there.
+//! Refuses two owners: they would destroy each other's bytes. Refuses nobody for want of a home: who
+//! cannot have one more goes to those that are there.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::image::OpenedChain;
+use crate::image::{GuestChain, OpenedChain};
 use crate::shard::{DiskTag, ExportKey, Mailbox, Refused};
 
 /// Files that further homes of disks may open on each shard, together, so that there is room for
@@ -99,9 +100,39 @@ impl Drop for Stay {
 
 /// What further homes of a disk are made of.
 pub(super) struct Spare {
-    chain: OpenedChain,
+    further: Further,
     shards: Arc<Shards>,
     _share: Share,
+}
+
+/// What one further home is made of.
+enum Further {
+    /// Nobody writes it, or it keeps nothing: a disk like the first.
+    Equal(OpenedChain),
+    Guest(GuestChain),
+}
+
+impl Further {
+    fn of(chain: &OpenedChain) -> io::Result<Option<Self>> {
+        Ok(match chain.twin()? {
+            Some(twin) => Some(Self::Equal(twin)),
+            None => chain.guest()?.map(Self::Guest),
+        })
+    }
+
+    fn twin(&self) -> io::Result<Option<Self>> {
+        match self {
+            Self::Equal(chain) => Self::of(chain),
+            Self::Guest(chain) => chain.twin().map(Self::Guest).map(Some),
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match self {
+            Self::Equal(chain) => chain.layers.len(),
+            Self::Guest(chain) => chain.depth(),
+        }
+    }
 }
 
 /// `most`, or a part of what the process may have open if that is less.
@@ -129,13 +160,15 @@ impl Shards {
 
     /// What further homes of a chain could be made of; `None` where there are to be none.
     pub(super) fn spare(self: &Arc<Self>, chain: &OpenedChain) -> Option<Spare> {
-        if self.count() < 2 || !chain.is_shareable() {
+        if self.count() < 2 {
             return None;
         }
         let most = within_limit(SPARE_FILES_MAX);
         let share = Share::take(&self.spare_files, chain.layers.len(), most)?;
-        match chain.twin() {
-            Ok(chain) => Some(Spare { chain: chain?, shards: Arc::clone(self), _share: share }),
+        match Further::of(chain) {
+            Ok(further) => {
+                Some(Spare { further: further?, shards: Arc::clone(self), _share: share })
+            }
             Err(error) => {
                 tracing::debug!(%error, "a disk stays on one thread");
                 None
@@ -149,7 +182,8 @@ impl Shards {
     /// What keeps it from being served.
     pub(super) async fn settle(&self, chain: OpenedChain) -> io::Result<Home> {
         let shard = self.quietest(|_| true).expect("there is at least one shard");
-        self.attach(shard, chain, None).await
+        let to = self.each[shard].mailbox.clone();
+        self.home(shard, None, to.attach(Box::new(move |add_file| chain.attach(add_file)))).await
     }
 
     /// The shard with the fewest disks, of those that may be.
@@ -158,16 +192,43 @@ impl Shards {
         (0..self.count()).filter(|shard| may(*shard)).min_by_key(disks)
     }
 
-    async fn attach(
+    /// One more home of a disk of which the first is there.
+    async fn settle_further(
         &self,
         shard: usize,
-        chain: OpenedChain,
+        first: &Home,
+        further: Further,
+        files: Share,
+    ) -> io::Result<Home> {
+        let to = self.each[shard].mailbox.clone();
+        let files = Some(files);
+        match further {
+            Further::Equal(chain) => {
+                let made = to.attach(Box::new(move |add_file| chain.attach(add_file)));
+                self.home(shard, files, made).await
+            }
+            Further::Guest(chain) => {
+                let made = first.mailbox.share(
+                    first.tag,
+                    &to,
+                    Box::new(move |published, add_file| chain.attach(published, add_file)),
+                );
+                self.home(shard, files, made).await
+            }
+        }
+    }
+
+    /// A home on a shard, once it is made.
+    async fn home(
+        &self,
+        shard: usize,
         files: Option<Share>,
+        made: impl Future<Output = io::Result<DiskTag>>,
     ) -> io::Result<Home> {
         let Shard { mailbox, disks, .. } = &self.each[shard];
         // Before anything is waited for, so that two at once do not choose the same shard.
         let disk = Share::take(disks, 1, usize::MAX);
-        let tag = mailbox.attach(Box::new(move |add_file| chain.attach(add_file))).await?;
+        let tag = made.await?;
         Ok(Home {
             tag,
             mailbox: mailbox.clone(),
@@ -191,7 +252,11 @@ pub(super) struct Homes {
 impl Homes {
     /// A disk with one home, and perhaps what others could be made of.
     pub(super) fn new(first: Home, spare: Option<Spare>) -> Self {
-        let most = spare.as_ref().map_or(1, |spare| spare.shards.count());
+        let most = spare.as_ref().map_or(1, |spare| match spare.further {
+            Further::Equal(_) => spare.shards.count(),
+            // See `may_have_guest`.
+            Further::Guest(_) => spare.shards.count() - first.shard,
+        });
         Self {
             there: Mutex::new(vec![Arc::new(first)]),
             spare: tokio::sync::Mutex::new(spare),
@@ -258,12 +323,10 @@ impl Homes {
         if !self.want_another() {
             return;
         }
-        let Some((chain, shards)) = spare.as_ref().map(|spare| (spare.chain.twin(), &spare.shards))
-        else {
-            return;
-        };
-        let made = match chain {
-            Ok(Some(chain)) => self.add(chain, &Arc::clone(shards)).await,
+        let twin = |spare: &Spare| (spare.further.twin(), Arc::clone(&spare.shards));
+        let Some((further, shards)) = spare.as_ref().map(twin) else { return };
+        let made = match further {
+            Ok(Some(further)) => self.add(further, &shards).await,
             Ok(None) => return,
             Err(error) => Err(error),
         };
@@ -274,17 +337,19 @@ impl Homes {
         }
     }
 
-    /// Makes another home of a twin of the chain, and tells how many there are.
-    async fn add(&self, twin: OpenedChain, shards: &Shards) -> io::Result<usize> {
+    /// Makes another home, and tells how many there are.
+    async fn add(&self, further: Further, shards: &Shards) -> io::Result<usize> {
         let taken: Vec<usize> = self.lock().iter().map(|home| home.shard).collect();
-        let most = within_limit(GUEST_FILES_MAX);
-        let files =
-            |shard: usize| Share::take(&shards.each[shard].guest_files, twin.layers.len(), most);
-        let may = |shard: usize| !taken.contains(&shard) && files(shard).is_some();
+        let first = self.lock().first().map(Arc::clone).expect("a disk has a home");
+        let (most, depth) = (within_limit(GUEST_FILES_MAX), further.depth());
+        let files = |shard: usize| Share::take(&shards.each[shard].guest_files, depth, most);
+        let allowed =
+            |shard| matches!(further, Further::Equal(_)) || may_have_guest(first.shard, shard);
+        let may = |shard| allowed(shard) && !taken.contains(&shard) && files(shard).is_some();
         let full = || io::Error::other("there is no room on another thread");
         let shard = shards.quietest(may).ok_or_else(full)?;
         let files = files(shard).ok_or_else(full)?;
-        let home = shards.attach(shard, twin, Some(files)).await?;
+        let home = shards.settle_further(shard, &first, further, files).await?;
         let mut there = self.lock();
         there.push(Arc::new(home));
         Ok(there.len())
@@ -303,6 +368,13 @@ impl Homes {
         // It is held to look, to count and to insert, none of which can stop halfway.
         self.there.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a shard may have a guest of a disk that another owns. What a guest hands over keeps
+/// memory on its shard until there is some at the owner's; so shards wait in one direction only, and
+/// never in a circle.
+const fn may_have_guest(owner: usize, guest: usize) -> bool {
+    owner < guest
 }
 
 #[cfg(test)]

@@ -99,6 +99,7 @@ pub struct Context<'a> {
     pub(super) hurry: &'a mut bool,
     pub(super) place: usize,
     pub(super) watches: &'a mut Watches,
+    pub(super) absent: &'a mut usize,
     pub(super) changes: &'a mut Changes,
 }
 
@@ -124,6 +125,12 @@ impl Context<'_> {
         if let Some(request) = self.changes.admit(self.place, self.watches, id, request) {
             self.disk.submit(id, request);
         }
+    }
+
+    /// Whether the client acts for somebody who is not there: then it is nobody who could ask for
+    /// what is to be done when the last client has gone.
+    pub(super) fn note_absence(&mut self, was: bool, is: bool) {
+        *self.absent = *self.absent + usize::from(is) - usize::from(was);
     }
 
     /// From now on changes of the disk by other clients wait until this one gave up its copies of

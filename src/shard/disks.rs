@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use tokio::sync::oneshot;
 
+use super::line::GuestEnd;
 use super::mailbox::DiskTag;
 use super::watch::Watches;
 use crate::engine::Disk;
@@ -29,6 +30,10 @@ pub(super) struct DiskSeat {
     pub(super) files: Vec<FileId>,
     /// Clients that use it.
     pub(super) clients: usize,
+    /// Those of them that act for somebody who is not there.
+    pub(super) absent: usize,
+    /// A guest's, to its owner.
+    pub(super) line: Option<GuestEnd>,
     /// Those of them that keep copies of its bytes.
     pub(super) watches: Watches,
     /// The shard's own requests under way.
@@ -77,6 +82,8 @@ impl DiskSeat {
             disk,
             files,
             clients: 0,
+            absent: 0,
+            line: None,
             watches: Watches::new(),
             own: 0,
             committing: false,
@@ -93,6 +100,14 @@ impl DiskSeat {
     /// What is known of its going, if it is to go. Only [`Disks::let_go`] says so.
     pub(super) const fn detach(&self) -> Option<&Detach> {
         self.detach.as_ref()
+    }
+
+    /// It has so many clients now.
+    pub(super) fn count_clients(&mut self, clients: usize) {
+        self.clients = clients;
+        if let Some(line) = &self.line {
+            line.note_users(clients);
+        }
     }
 
     /// Who wants to be told that it is gone.
@@ -117,7 +132,8 @@ impl DiskSeat {
         let since = *self.dirty_since.get_or_insert(now);
         // A disk that goes is committed on its way out. One that cannot be committed just now (its
         // device is full) is not tried again and again.
-        let left = self.clients == 0 && self.detach.is_none() && serving && !self.commit_failed;
+        let left =
+            self.clients == self.absent && self.detach.is_none() && serving && !self.commit_failed;
         let due = (left || now - since >= COMMIT_AGE) && !self.committing;
         if due {
             self.committing = true;

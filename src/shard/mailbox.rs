@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 use super::belfry::Belfry;
 use super::client::Client;
 use super::cut::Step;
+use super::guests::Told;
+use super::line::GuestEnd;
 use super::nudge::Nudge;
 use super::reader::NewReader;
 use super::run::Shard;
@@ -65,7 +67,9 @@ pub struct NewClient {
 }
 
 pub(super) enum Message {
-    Attach(Attachment, oneshot::Sender<io::Result<DiskTag>>),
+    /// A disk; a guest with the line to its owner.
+    Attach(Attachment, Option<GuestEnd>, oneshot::Sender<io::Result<DiskTag>>),
+    Publish(DiskTag, Told),
     Connect(NewClient),
     AddReader(NewReader, SyncSender<io::Result<()>>),
     /// Let every client of an export finish.
@@ -138,7 +142,8 @@ impl Mailbox {
     /// # Errors
     /// What the attachment said, or that the shard does not answer or is ending.
     pub async fn attach(&self, attachment: Attachment) -> io::Result<DiskTag> {
-        self.ask(|answer| Message::Attach(attachment, answer)).await.map_err(io::Error::other)?
+        let asked = self.ask(|answer| Message::Attach(attachment, None, answer)).await;
+        asked.map_err(io::Error::other)?
     }
 
     /// Moves a connection into the shard. One for a disk that is gone or going is closed.

@@ -8,6 +8,8 @@ mod client;
 mod cut;
 mod disks;
 mod ending;
+mod guests;
+mod line;
 mod mailbox;
 mod nudge;
 mod own;
@@ -16,11 +18,13 @@ mod run;
 mod seats;
 mod stalled;
 mod stepped;
+mod steward;
 mod sync;
 mod watch;
 
 pub use client::{Client, Context, Fate};
 pub use cut::NewLeaf;
+pub use guests::GuestAttachment;
 
 pub use mailbox::{
     Attachment, DiskTag, ExportKey, Link, Mailbox, NewClient, Refused, spawn, spawn_with_inlets,

@@ -122,7 +122,13 @@ impl Shard {
 
     /// Starts the commit after which a disk may go.
     pub(super) fn commit_last(&mut self, disk: usize) {
-        self.disks.touch(disk).last = Last::UnderWay;
+        let seat = self.disks.touch(disk);
+        if seat.disk.is_guest() {
+            // Its owner has what is to be made durable.
+            seat.last = Last::Over(Ok(()));
+            return;
+        }
+        seat.last = Last::UnderWay;
         self.submit_own(disk, Own::Last, Request::Flush);
     }
 

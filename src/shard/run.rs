@@ -10,6 +10,7 @@ use super::belfry::Belfry;
 use super::client::{Client, Context, Fate};
 use super::disks::{DiskSeat, Disks};
 use super::ending::{Drain, Phase};
+use super::line::GuestEnd;
 use super::mailbox::{Attachment, DiskTag, Link, Message, NewClient};
 use super::nudge::Nudge;
 use super::own::{OWN, OwnRequests};
@@ -17,7 +18,7 @@ use super::reader::ReaderSeat;
 use super::seats::{ClientSeat, Dues, Line};
 use super::stalled::{Class, Stalled};
 use super::watch::{Changes, Next};
-use crate::engine::request::{Answer, Fault, RequestId};
+use crate::engine::request::{Answer, Fault, Request, RequestId};
 use crate::host::memory::Arena;
 use crate::host::{Event, Host, SocketId};
 
@@ -60,6 +61,8 @@ pub(super) struct Shard {
     /// A client wants to hear at once of the end of its send.
     hurry: bool,
     replies: Vec<(usize, RequestId, Result<Answer, Fault>)>,
+    /// What guests leave to their owners.
+    elsewhere: Vec<(usize, RequestId, Request)>,
     /// Changes of disks that somebody keeps copies of.
     changes: Changes,
     /// Local clients that left and were not told yet that they are closed.
@@ -98,6 +101,7 @@ impl Shard {
             refused: false,
             hurry: false,
             replies: Vec::new(),
+            elsewhere: Vec::new(),
             changes: Changes::new(waker),
             left: Vec::new(),
             messages,
@@ -131,7 +135,7 @@ impl Shard {
             self.dispatch(event);
         }
         for key in self.belfry.answer() {
-            if !self.nudge_reader(key) {
+            if !self.nudge_reader(key) && !self.hear_line(key) {
                 self.call_key(key, |client, cx| client.nudged(cx));
             }
         }
@@ -209,7 +213,10 @@ impl Shard {
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 // Nobody waits any more: the disk stays unused until the end.
-                Message::Attach(attachment, answer) => drop(answer.send(self.attach(attachment))),
+                Message::Attach(attachment, line, answer) => {
+                    drop(answer.send(self.attach(attachment, line)));
+                }
+                Message::Publish(tag, answer) => self.publish(tag, answer),
                 Message::Connect(new) => self.connect(new),
                 Message::Read(tag, extent, answer) => self.read(tag, extent, answer),
                 Message::AddReader(new, answer) => drop(answer.send(self.add_reader(new))),
@@ -222,7 +229,7 @@ impl Shard {
         }
     }
 
-    fn attach(&mut self, attachment: Attachment) -> io::Result<DiskTag> {
+    fn attach(&mut self, attachment: Attachment, line: Option<GuestEnd>) -> io::Result<DiskTag> {
         if !self.is_serving() {
             return Err(io::Error::other("the server is going away"));
         }
@@ -237,7 +244,10 @@ impl Shard {
         match made {
             Ok(disk) => {
                 let tag = DiskTag(std::mem::replace(&mut self.attached, attached));
-                self.disks.insert(tag, disk, files);
+                let place = self.disks.insert(tag, disk, files);
+                if let Some(line) = line {
+                    self.hang_line(place, line);
+                }
                 Ok(tag)
             }
             Err(error) => {
@@ -263,7 +273,7 @@ impl Shard {
             },
         };
         let seat = self.disks.touch(disk);
-        seat.clients += 1;
+        seat.count_clients(seat.clients + 1);
         let draining = seat.detach().is_some() || self.is_draining(new.export);
         let key = self.clients.insert(ClientSeat {
             client: new.client,
@@ -307,13 +317,14 @@ impl Shard {
         if seat.leaving {
             return;
         }
-        let DiskSeat { disk, watches, .. } = self.disks.touch(seat.disk);
+        let DiskSeat { disk, watches, absent, .. } = self.disks.touch(seat.disk);
         let mut cx = Context {
             host: &mut self.host,
             arena: &mut self.arena,
             disk,
             place: seat.disk,
             watches,
+            absent,
             changes: &mut self.changes,
             socket: match seat.line {
                 Line::Socket(socket) => Some(socket),
@@ -359,7 +370,7 @@ impl Shard {
         let mut seat = self.clients.remove(key);
         self.dues.disarm(key, &mut seat);
         let disk = self.disks.touch(seat.disk);
-        disk.clients -= 1;
+        disk.count_clients(disk.clients - 1);
         disk.watches.retain(|(watcher, _)| *watcher as usize != key);
         seat.client.closed(&mut self.arena);
         self.stalled.leave(key as u32);
@@ -398,6 +409,7 @@ impl Shard {
 
     fn pump_disks(&mut self) {
         let mut replies = std::mem::take(&mut self.replies);
+        let mut elsewhere = std::mem::take(&mut self.elsewhere);
         let host = &mut self.host;
         self.disks.for_each_stirred(|place, disk| {
             while let Some(effect) = disk.poll_effect() {
@@ -406,7 +418,14 @@ impl Shard {
             while let Some(reply) = disk.poll_reply() {
                 replies.push((place, reply.id, reply.result));
             }
+            while let Some((id, request)) = disk.poll_elsewhere() {
+                elsewhere.push((place, id, request));
+            }
         });
+        for (place, id, request) in elsewhere.drain(..) {
+            self.hand_over(place, id, request);
+        }
+        self.elsewhere = elsewhere;
         for (place, id, result) in replies.drain(..) {
             let (key, slot) = ((id.0 >> 32) as u32, id.0 as u32);
             if key == OWN {

@@ -395,6 +395,10 @@ impl Layer for VhdLeaf {
 }
 
 impl Leaf for VhdLeaf {
+    fn unit(&self) -> ByteLen {
+        super::len_of(self.layer.geometry.block_bytes())
+    }
+
     fn place(&mut self, wanted: Extent) -> Result<Placed, Blocked> {
         let (block, part) = self.layer.in_block(wanted);
         match self.entry(block)? {
