@@ -3,6 +3,7 @@
 
 use orlop::engine::effect::FileId;
 use orlop::engine::layer::{Layer, Leaf};
+use orlop::engine::published::Published;
 use orlop::engine::units::ByteLen;
 use orlop::engine::{Disk, FrozenLayer};
 use orlop::format::Flat;
@@ -164,4 +165,16 @@ pub(crate) fn open_disk(chain: &[ImageBytes], files: &[FileId], writable: bool) 
 
 fn block_bytes(shift: u8) -> vhd::ByteLen {
     vhd::ByteLen::new(512 << shift)
+}
+
+/// Opens a guest of the disk that publishes this, over the same files.
+#[allow(dead_code)]
+pub(crate) fn open_guest(
+    chain: &[ImageBytes],
+    files: &[FileId],
+    published: std::sync::Arc<Published>,
+) -> Disk {
+    let pairs = chain.iter().zip(files).skip(1);
+    let frozen = pairs.map(|(image, file)| FrozenLayer { layer: image.layer(), file: *file });
+    Disk::guest(published, files[0], frozen.collect())
 }
