@@ -173,7 +173,6 @@ impl Disk {
         }
         self.stack.push(leaf, file);
         // What guests have is another leaf: they are told nothing any more.
-        self.withdraw();
         self.publisher = None;
         self.outbox.one_layer_more();
         self.parking.one_layer_more();

@@ -251,125 +251,14 @@ impl Publisher {
     }
 }
 
+impl Drop for Publisher {
+    /// Who owned the disk knows no more what becomes of it.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 /// One writer counts, so nobody's count is lost.
 fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::SeqCst);
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::{Home, Published, Publisher, STRIPE_BYTES, UNITS_MAX};
-    use crate::engine::units::{ByteLen, DiskOffset, Extent, FileOffset};
-
-    const UNIT: u64 = 2 << 20;
-
-    fn extent(at: u64, len: u64) -> Extent {
-        Extent::new(DiskOffset::new(at), ByteLen::new(len))
-    }
-
-    fn publisher(size: u64) -> (Publisher, std::sync::Arc<Published>) {
-        let publisher = Publisher::new(ByteLen::new(size), ByteLen::new(UNIT), 64);
-        let published = publisher.published();
-        (publisher, published)
-    }
-
-    /// Tells every unit that can be told.
-    fn tell_all(publisher: &mut Publisher, size: u64, home: impl Fn(Extent) -> Home) {
-        for at in (0..size).step_by(UNIT as usize) {
-            if let Some(unit) = publisher.untold(extent(at, 1)) {
-                publisher.tell(unit, home(unit));
-            }
-        }
-    }
-
-    fn in_leaf(unit: Extent) -> Home {
-        Home::Leaf(FileOffset::new(unit.at.get() + 4096))
-    }
-
-    #[test]
-    fn nothing_is_told_until_it_is_and_then_up_to_the_end_of_the_unit() {
-        let size = 3 * UNIT + 512;
-        let (mut publisher, published) = publisher(size);
-        assert_eq!(published.home(extent(0, 1)), None);
-        tell_all(&mut publisher, size, in_leaf);
-        let (home, len) = published.home(extent(UNIT - 512, 4096)).unwrap();
-        assert_eq!((home, len.get()), (Home::Leaf(FileOffset::new(UNIT - 512 + 4096)), 512));
-        let (home, len) = published.home(extent(3 * UNIT, 512)).unwrap();
-        assert_eq!((home, len.get()), (Home::Leaf(FileOffset::new(3 * UNIT + 4096)), 512));
-        assert_eq!(published.home(extent(3 * UNIT, 513)), None, "beyond the end");
-        assert_eq!(publisher.untold(extent(0, size)), None);
-    }
-
-    #[test]
-    fn what_is_being_changed_cannot_be_looked_at_and_what_was_changed_is_noticed() {
-        let (mut publisher, published) = publisher(4 * UNIT);
-        let (mine, other) = (extent(0, 4096), extent(STRIPE_BYTES, 4096));
-        let seen = published.look(mine).unwrap();
-        publisher.begin(other, false);
-        assert!(published.is_still(mine, seen) && published.look(other).is_none());
-        publisher.begin(mine, false);
-        publisher.begin(mine, false);
-        assert!(!published.is_still(mine, seen) && published.look(mine).is_none());
-        publisher.end(mine);
-        assert!(published.look(mine).is_none(), "one is still in flight");
-        publisher.end(mine);
-        assert!(!published.is_still(mine, seen) && published.look(mine).is_some());
-        // What reaches over several ranges is held up by any of them.
-        assert!(published.look(extent(0, 2 * STRIPE_BYTES)).is_none());
-        publisher.end(other);
-        assert!(published.look(extent(0, 2 * STRIPE_BYTES)).is_some());
-    }
-
-    #[test]
-    fn a_change_makes_unknown_what_it_may_move_and_leaves_the_rest() {
-        let size = 4 * UNIT;
-        let (mut publisher, published) = publisher(size);
-        tell_all(&mut publisher, size, |unit| match unit.at.get() / UNIT {
-            0 | 1 => in_leaf(unit),
-            _ => Home::Below,
-        });
-        let told = |unit: u64| published.home(extent(unit * UNIT, 1)).is_some();
-        publisher.begin(extent(512, 512), false);
-        publisher.begin(extent(2 * UNIT, 512), false);
-        publisher.begin(extent(UNIT, 512), true);
-        assert_eq!([0, 1, 2, 3].map(told), [true, false, false, true]);
-        assert_eq!(publisher.untold(extent(0, size)), None, "all of them are being changed");
-        publisher.end(extent(UNIT, 512));
-        assert_eq!(publisher.untold(extent(0, size)), Some(extent(UNIT, UNIT)));
-    }
-
-    #[test]
-    fn a_closed_gate_lets_nobody_in_and_forgets_everything() {
-        let (mut publisher, published) = publisher(UNIT);
-        tell_all(&mut publisher, UNIT, in_leaf);
-        let seen = published.look(extent(0, 1)).unwrap();
-        publisher.close();
-        publisher.close();
-        assert!(published.look(extent(0, 1)).is_none() && !published.is_still(extent(0, 1), seen));
-        assert_eq!(publisher.untold(extent(0, 1)), None);
-        publisher.resized(ByteLen::new(2 * UNIT));
-        publisher.open();
-        assert!(published.look(extent(0, 1)).is_some() && !published.is_still(extent(0, 1), seen));
-        assert_eq!(published.home(extent(0, 1)), None);
-        assert_eq!((published.size().get(), published.reach().get()), (2 * UNIT, UNIT));
-        tell_all(&mut publisher, UNIT, in_leaf);
-        assert_eq!(published.home(extent(UNIT, 1)), None, "what was added is not told of");
-    }
-
-    #[test]
-    fn a_change_of_everything_counts_each_stripe_once() {
-        let size = 1 << 40;
-        let (mut publisher, published) = publisher(size);
-        publisher.begin(extent(0, size), true);
-        publisher.end(extent(0, size));
-        assert!(published.look(extent(0, size)).is_some());
-        assert!(publisher.changing.iter().all(|count| *count == 0));
-    }
-
-    #[test]
-    fn a_huge_disk_is_told_of_in_larger_units() {
-        let published = Published::new(ByteLen::new(1 << 62), ByteLen::new(UNIT), 64);
-        assert_eq!(published.homes.len() as u64, UNITS_MAX);
-    }
 }

@@ -468,13 +468,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_and_kept_stays_on_one_shard() {
+    async fn what_is_written_has_guests_on_the_shards_behind_its_owner() {
+        let (_dir, path) = image();
+        let (_other_dir, other_path) = image();
+        let estate = Estate::new(shards(3), Prepared::default());
+        let first = disk(&estate, &path, false).await;
+        let second = disk(&estate, &other_path, false).await;
+        assert_eq!(shards_of(&stays(&first, 6).await), [0, 0, 1, 1, 2, 2]);
+        let there = stays(&second, 4).await;
+        assert_eq!(shards_of(&there), [1, 1, 2, 2]);
+        let all = Extent::new(DiskOffset::new(0), ByteLen::new(SIZE));
+        for stay in &there {
+            let bytes = stay.mailbox().read(stay.tag(), all).await.unwrap();
+            assert!(bytes == [7; SIZE as usize], "shard {}", stay.shard());
+        }
+        drop(there);
+        for (disk, path) in [(first, path), (second, other_path)] {
+            assert!(!is_free(&path));
+            estate.release(disk).await.unwrap();
+            assert!(is_free(&path));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_somebody_may_give_a_new_leaf_stays_on_one_shard() {
         let (_dir, path) = image();
         let estate = Estate::new(shards(2), Prepared::default());
-        let writable = disk(&estate, &path, false).await;
-        assert_eq!(shards_of(&stays(&writable, 3).await), [0, 0, 0]);
-        estate.release(writable).await.unwrap();
-        // So does what somebody else may give a new leaf.
         let chain = image::open(&options(&path, true)).unwrap();
         let own = estate.own(&options(&path, true), chain).await.unwrap();
         let there = shards_of(&stays(&own, 3).await);
