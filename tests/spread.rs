@@ -1,5 +1,5 @@
-//! Disks that several threads serve at once: those that nobody writes, and those that keep nothing.
-//! Images and clients are QEMU's and libnbd's.
+//! Disks that several threads serve at once: those that nobody writes, those that keep nothing, and
+//! those that are written, of which one thread owns each. Images and clients are QEMU's and libnbd's.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/foreign.rs"]
@@ -214,20 +214,63 @@ fn a_limit_set_while_clients_are_on_two_threads_is_one_for_all() {
     served.server.close();
 }
 
+/// Images that can be written and hold the same bytes, each with its format for QEMU.
+fn writable(folder: &TempDir) -> (Vec<(PathBuf, &'static str)>, PathBuf) {
+    let (dynamic, wanted) = vhd(folder);
+    let place = |name: &str| folder.path().join(name);
+    let (raw, parent, child) = (place("image.raw"), place("parent.vhd"), place("child.vhd"));
+    std::fs::copy(&wanted, &raw).unwrap();
+    std::fs::copy(&dynamic, &parent).unwrap();
+    orlop(&["create", text(&child), "--parent", text(&parent)]);
+    (vec![(raw, "raw"), (dynamic, "vpc"), (child, "nbd")], wanted)
+}
+
 #[test]
-fn what_is_written_and_kept_has_one_thread_and_what_keeps_nothing_has_all() {
+fn what_is_written_on_two_threads_is_read_on_both_and_lies_in_the_image() {
+    if !have(&["qemu-img", "nbdcopy", "libnbd for Python"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (images, wanted) = writable(&folder);
+    for (image, format) in images {
+        let served = Served::with(&folder, &format!("name=x,image={}", text(&image)));
+        let uri = served.server.uri_of("x");
+        let mut readers = Readers::connect(&uri, 4, &wanted);
+        assert_eq!(served.threads(), [0, 0, 1, 1]);
+        readers.read_all();
+        let idle_ns = served.worked_ns();
+        readers.read_all();
+        let worked_ns = served.worked_ns();
+        assert!(worked_ns[0] > idle_ns[0] && worked_ns[1] > idle_ns[1], "{worked_ns:?}");
+        drop(readers);
+        let new = folder.path().join("new");
+        std::fs::write(&new, content(SIZE, 12)).unwrap();
+        run("nbdcopy", &["--connections=4", "--threads=4", "--flush", text(&new), &uri]);
+        let mut readers = Readers::connect(&uri, 4, &new);
+        assert_eq!(served.threads(), [0, 0, 1, 1]);
+        readers.read_all();
+        served.ask(&["remove", "x"]);
+        drop(readers);
+        served.server.close();
+        if format == "nbd" {
+            let again = Server::start(&image, &["--read-only"]);
+            Readers::connect(again.uri(), 2, &new).read_all();
+            again.close();
+        } else {
+            let raw = folder.path().join("raw");
+            run("qemu-img", &["convert", "-f", format, "-O", "raw", text(&image), text(&raw)]);
+            assert_same(&std::fs::read(&raw).unwrap(), &content(SIZE, 12), format);
+        }
+        orlop(&["check", text(&image)]);
+    }
+}
+
+#[test]
+fn what_keeps_nothing_has_all_threads() {
     if !have(&["libnbd for Python"]) {
         return;
     }
     let folder = TempDir::new().unwrap();
-    let image = folder.path().join("image.raw");
-    std::fs::write(&image, content(MIB, 3)).unwrap();
-    let served = Served::with(&folder, &format!("name=x,image={}", text(&image)));
-    let mut readers = Readers::connect(&served.server.uri_of("x"), 4, &image);
-    assert_eq!(served.threads(), [0; 4]);
-    readers.read_all();
-    drop(readers);
-    served.server.close();
     let zeroes = folder.path().join("zeroes");
     std::fs::write(&zeroes, vec![0; MIB as usize]).unwrap();
     let served = Served::with(&folder, "name=x,image=null:1M");

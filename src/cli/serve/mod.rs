@@ -111,7 +111,7 @@ struct ProcessOptions {
     /// How the I/O is done
     #[arg(long, value_enum, default_value_t = AioArg::Auto)]
     aio: AioArg,
-    /// Threads that serve disks; a disk that can be written has one of them, others have any
+    /// Threads that serve disks; one of them does all that a written disk needs, and others read it
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
     threads: usize,
