@@ -255,6 +255,15 @@ mod tests {
     }
 
     #[test]
+    fn behind_a_last_unit_that_is_cut_there_is_nothing_to_tell() {
+        let size = 3 * UNIT + 512;
+        let (publisher, _published) = publisher(size);
+        assert_eq!(publisher.untold(extent(size, 1)), None);
+        assert_eq!(publisher.untold(extent(size + 5 * UNIT, UNIT)), None);
+        assert_eq!(publisher.untold(extent(size - 1, UNIT)), Some(extent(3 * UNIT, 512)));
+    }
+
+    #[test]
     fn what_is_being_changed_cannot_be_looked_at_and_what_was_changed_is_noticed() {
         let (mut publisher, published) = publisher(4 * UNIT);
         let (mine, other) = (extent(0, 4096), extent(STRIPE_BYTES, 4096));

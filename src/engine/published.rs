@@ -201,7 +201,8 @@ impl Publisher {
     pub fn untold(&self, extent: Extent) -> Option<Extent> {
         let Published { homes, gate, .. } = &*self.published;
         let (unit, reach) = (self.published.unit, self.published.reach);
-        if !gate.load(Ordering::Relaxed).is_multiple_of(2) {
+        // What lies behind the reach is in no unit, also where the last one is cut by it.
+        if !gate.load(Ordering::Relaxed).is_multiple_of(2) || extent.at.get() >= reach.get() {
             return None;
         }
         let whole = |index: usize| {

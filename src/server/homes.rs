@@ -259,7 +259,7 @@ impl Homes {
         });
         Self {
             there: Mutex::new(vec![Arc::new(first)]),
-            spare: tokio::sync::Mutex::new(spare),
+            spare: tokio::sync::Mutex::new(spare.filter(|_| most > 1)),
             most: AtomicUsize::new(most),
         }
     }

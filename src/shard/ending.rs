@@ -151,6 +151,7 @@ impl Shard {
                         if self.disks[disk].last == Last::No {
                             self.commit_last(disk);
                         }
+                        self.let_owner_go(disk);
                     }
                     self.pump();
                     return self.advance_shutdown();

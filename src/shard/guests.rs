@@ -96,6 +96,14 @@ impl Shard {
         }
     }
 
+    /// Tells the owner of a guest that nothing more will be asked, so that its shard need not wait
+    /// for this one's other disks.
+    pub(super) fn let_owner_go(&mut self, disk: usize) {
+        if self.disks[disk].is_quiet() {
+            self.disks.touch(disk).line = None;
+        }
+    }
+
     /// Takes the answers of an owner, if it is a line's bell that was rung.
     pub(super) fn hear_line(&mut self, key: usize) -> bool {
         if key & LINE == 0 {

@@ -401,7 +401,8 @@ impl Shard {
             touched.append(&mut self.touched);
             self.touched = touched;
             let moving = self.disks.are_stirred() || !self.left.is_empty();
-            if !moving && !self.unstall() {
+            // Who was refused more memory may have used some first.
+            if !moving && !self.unstall() && !self.disks.are_stirred() {
                 return;
             }
         }

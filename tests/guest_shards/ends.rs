@@ -13,7 +13,7 @@ use orlop::host::{Aio, Descriptors, OpenMode};
 use orlop::image::{self, OpenOptions};
 use tempfile::TempDir;
 
-use crate::house::{House, Kind, SIZE, ask, image};
+use crate::house::{DRAIN_LIMIT, House, Kind, SIZE, ask, image};
 use crate::rig::{MIB, Rig, Setup, command, flagged, is_open, request, until};
 
 const EIO: u32 = 5;
@@ -43,7 +43,7 @@ fn a_guest_goes_and_its_owner_stays() {
     drop(here);
     let start = Instant::now();
     house.owner.wait(house.owner.mailbox.detach(house.disk)).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < DRAIN_LIMIT, "{:?}", start.elapsed());
     assert!(!is_open(&path));
     house.close();
 }
@@ -62,7 +62,7 @@ fn both_go_at_once_while_clients_ask_and_everything_acknowledged_is_there() {
         let guest = house.guest.mailbox.detach(house.twin);
         let (owner, guest) = house.owner.wait(async { tokio::join!(owner, guest) });
         assert_eq!((owner, guest), (Ok(()), Ok(())));
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(start.elapsed() < DRAIN_LIMIT, "{:?}", start.elapsed());
         for (n, peer) in peers.iter_mut().enumerate() {
             if let Ok(bytes) = peer.reply(9, 4096) {
                 assert_eq!(bytes, [n as u8 + 1; 4096]);
@@ -82,14 +82,16 @@ fn both_go_at_once_while_clients_ask_and_everything_acknowledged_is_there() {
 
 #[test]
 fn an_owner_that_goes_alone_leaves_its_guest_with_errors_and_not_with_old_bytes() {
-    let (_folder, _path, house) = house(Kind::Raw);
+    const LIMIT: Duration = Duration::from_secs(3);
+    let folder = TempDir::new().unwrap();
+    let house = House::with_limit(Aio::Auto, &image(&folder, Kind::Raw), LIMIT);
     let mut there = house.at_guest();
     there.write(0, 0, &[5; 4096]).unwrap();
     assert_eq!(there.read(0, 4096), Ok(vec![5; 4096]));
     let start = Instant::now();
     house.owner.wait(house.owner.mailbox.detach(house.disk)).unwrap();
     // The guest's clients had their time.
-    assert!(start.elapsed() >= Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= LIMIT, "{:?}", start.elapsed());
     assert_eq!(there.write(0, 0, &[6; 4096]), Err(EIO));
     assert_eq!(ask(&mut there, command::FLUSH, 0, 0), Err(EIO));
     assert_eq!(there.read(0, 512), Err(EIO));
@@ -106,7 +108,7 @@ fn shards_end_together_with_clients_on_both() {
     let (owner, guest) = (house.owner.mailbox.shut_down(), house.guest.mailbox.shut_down());
     let start = Instant::now();
     assert_eq!(house.owner.wait(async { tokio::join!(owner, guest) }), (Ok(()), Ok(())));
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < DRAIN_LIMIT, "{:?}", start.elapsed());
     assert_eq!((here.await_end(), there.await_end()), (0, 0));
 }
 
@@ -190,7 +192,8 @@ fn more_than_the_owner_has_memory_for_waits_its_turn() {
     let folder = TempDir::new().unwrap();
     let path = image(&folder, Kind::Dynamic);
     let memory = ArenaSize { registered_bytes: 1 << 20, large_bytes: 2 << 20 };
-    let house = House::of(Aio::Auto, memory, image::open(&OpenOptions::new(&path)).unwrap());
+    let chain = image::open(&OpenOptions::new(&path)).unwrap();
+    let house = House::of(Aio::Auto, memory, chain, DRAIN_LIMIT);
     let mut peers = [house.at_guest(), house.at_guest(), house.at_owner()];
     for round in 0..4_u64 {
         for (n, peer) in (0..).zip(&mut peers) {

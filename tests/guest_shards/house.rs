@@ -1,6 +1,7 @@
 //! Two shards, and a disk that one of them owns and the other has a guest of.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use orlop::engine::units::ByteLen;
 use orlop::host::Aio;
@@ -12,6 +13,8 @@ use tempfile::TempDir;
 use crate::rig::{MIB, Peer, Rig, Setup, flagged};
 
 pub(crate) const SIZE: u64 = 16 * MIB;
+/// Longer than anything here takes.
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the images of a disk are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +75,16 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) fn over(aio: Aio, path: &Path) -> Self {
-        Self::of(aio, ArenaSize::default(), image::open(&OpenOptions::new(path)).unwrap())
+        Self::with_limit(aio, path, DRAIN_LIMIT)
     }
 
-    pub(crate) fn of(aio: Aio, memory: ArenaSize, chain: OpenedChain) -> Self {
-        let limit = std::time::Duration::from_secs(3);
+    /// With so much time for clients when their disk goes.
+    pub(crate) fn with_limit(aio: Aio, path: &Path, limit: Duration) -> Self {
+        let chain = image::open(&OpenOptions::new(path)).unwrap();
+        Self::of(aio, ArenaSize::default(), chain, limit)
+    }
+
+    pub(crate) fn of(aio: Aio, memory: ArenaSize, chain: OpenedChain, limit: Duration) -> Self {
         let (owner, guest) = (Rig::on(aio, memory, limit), Rig::on(aio, memory, limit));
         let images = chain.guest().unwrap().expect("somebody writes it");
         let attached = owner.mailbox.attach(Box::new(move |add_file| chain.attach(add_file)));
