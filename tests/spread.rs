@@ -218,7 +218,10 @@ fn a_limit_set_while_clients_are_on_two_threads_is_one_for_all() {
 fn writable(folder: &TempDir) -> (Vec<(PathBuf, &'static str)>, PathBuf) {
     let (dynamic, wanted) = vhd(folder);
     let place = |name: &str| folder.path().join(name);
-    let (raw, parent, child) = (place("image.raw"), place("parent.vhd"), place("child.vhd"));
+    // Apart, since the parent is a copy of an image that is to be written.
+    std::fs::create_dir(place("chain")).unwrap();
+    let (parent, child) = (place("chain/parent.vhd"), place("chain/child.vhd"));
+    let raw = place("image.raw");
     std::fs::copy(&wanted, &raw).unwrap();
     std::fs::copy(&dynamic, &parent).unwrap();
     orlop(&["create", text(&child), "--parent", text(&parent)]);
@@ -261,7 +264,9 @@ fn what_is_written_on_two_threads_is_read_on_both_and_lies_in_the_image() {
             run("qemu-img", &["convert", "-f", format, "-O", "raw", text(&image), text(&raw)]);
             assert_same(&std::fs::read(&raw).unwrap(), &content(SIZE, 12), format);
         }
-        orlop(&["check", text(&image)]);
+        if format != "raw" {
+            orlop(&["check", text(&image)]);
+        }
     }
 }
 

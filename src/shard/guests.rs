@@ -91,7 +91,7 @@ impl Shard {
         };
         let parcel = Parcel { id, request, bytes };
         let line = self.disks[disk].line.as_ref();
-        if !line.is_some_and(|line| line.post(parcel).is_ok()) {
+        if line.is_none_or(|line| line.post(parcel).is_err()) {
             self.disks.touch(disk).disk.answered(id, Err(nobody(&request)));
         }
     }

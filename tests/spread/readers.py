@@ -11,6 +11,8 @@ def connection():
     handle = nbd.NBD()
     handle.connect_uri(uri)
     assert handle.get_size() == len(wanted), handle.get_size()
+    # The answer comes from the thread that serves the connection, so it has one by then.
+    handle.flush()
     return handle
 
 
