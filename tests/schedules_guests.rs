@@ -1,7 +1,7 @@
-//! The owner of a disk that publishes, and guests that read beside it, in thousands of the orders in
-//! which they can take turns, by a schedule explorer (shuttle). The owner writes for the first time,
-//! overwrites, discards, and uses the place again for another unit; whatever a guest takes for an
-//! answer must be what the disk said at one moment while it asked.
+//! The owner of a disk that publishes, and guests that read beside it, in thousands of the orders
+//! in which they can take turns, by a schedule explorer (shuttle). The owner writes for the first
+//! time, overwrites, discards, and uses the place again for another unit; whatever a guest takes
+//! for an answer must be what the disk said at one moment while it asked.
 #![allow(clippy::unwrap_used, reason = "no thread that holds a lock panics")]
 
 /// What src/engine/sync.rs has, of the explorer.

@@ -1,5 +1,6 @@
 //! Disks that several threads serve at once: those that nobody writes, those that keep nothing, and
-//! those that are written, of which one thread owns each. Images and clients are QEMU's and libnbd's.
+//! those that are written, of which one thread owns each. Images and clients are QEMU's and
+//! libnbd's.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/foreign.rs"]

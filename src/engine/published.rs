@@ -3,8 +3,8 @@
 //! guest reads at its own risk, looks again, and hands the read to the owner if it cannot be sure.
 //!
 //! Two things are told apart. *Stripes* count changes of bytes: each stands for ranges of 64 KiB of
-//! the disk, and is odd while any change of them is in flight. *Homes* say where units of the leaf's
-//! allocation lie: wholly in the leaf at one place, wholly below it, or "ask the owner".
+//! the disk, and is odd while any change of them is in flight. *Homes* say where units of the
+//! leaf's allocation lie: wholly in the leaf at one place, wholly below it, or "ask the owner".
 //!
 //! - **G1** A stripe is odd from before the first effect of a change of its bytes until after the
 //!   last one completed, and before anybody hears that the change is done.
@@ -12,9 +12,9 @@
 //!   changed. So a change that may move bytes or give them a first home makes it "ask" before its
 //!   first effect (a write into a unit that lies whole in the leaf does neither), and it is told
 //!   anew only while no change of the unit is in flight.
-//! - **G3** What a home names is not used for other bytes unless its own were changed: a place comes
-//!   free only by a change of all of its unit. What else moves bytes (a resize) closes the gate for
-//!   as long as it lasts.
+//! - **G3** What a home names is not used for other bytes unless its own were changed: a place
+//!   comes free only by a change of all of its unit. What else moves bytes (a resize) closes the
+//!   gate for as long as it lasts.
 //! - **G4** Counters only grow. So a sum of some is the same later only if each of them is: whoever
 //!   saw them all even, and the same sum after it read, read while nothing of it changed.
 //!

@@ -322,8 +322,8 @@ impl OpenedChain {
     }
 }
 
-/// The images of a disk that is written elsewhere. Refuses to become anything but a guest: as a disk
-/// of its own it would not know what the other writes.
+/// The images of a disk that is written elsewhere. Refuses to become anything but a guest: as a
+/// disk of its own it would not know what the other writes.
 #[derive(Debug)]
 pub struct GuestChain {
     layers: Vec<OpenedLayer>,

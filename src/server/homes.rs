@@ -3,8 +3,8 @@
 //! and the others are its guests: they read what the owner says is safe to read, and hand it
 //! everything else.
 //!
-//! Refuses two owners: they would destroy each other's bytes. Refuses nobody for want of a home: who
-//! cannot have one more goes to those that are there.
+//! Refuses two owners: they would destroy each other's bytes. Refuses nobody for want of a home:
+//! who cannot have one more goes to those that are there.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -371,8 +371,8 @@ impl Homes {
 }
 
 /// Whether a shard may have a guest of a disk that another owns. What a guest hands over keeps
-/// memory on its shard until there is some at the owner's; so shards wait in one direction only, and
-/// never in a circle.
+/// memory on its shard until there is some at the owner's; so shards wait in one direction only,
+/// and never in a circle.
 const fn may_have_guest(owner: usize, guest: usize) -> bool {
     owner < guest
 }

@@ -1,7 +1,9 @@
 //! Guests of a disk on other shards than its owner's: how one is made, how it hands over what it
-//! does not answer, and how answers come home. What a guest answers itself is for the engine to say.
+//! does not answer, and how answers come home. What a guest answers itself is for the engine to
+//! say.
 //!
-//! Refuses to make a guest where owners may hold guests of this shard's own: see [`Mailbox::share`].
+//! Refuses to choose shards: which may have guests of which is for the caller to say, see
+//! [`Mailbox::share`].
 
 use std::io;
 

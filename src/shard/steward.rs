@@ -1,8 +1,8 @@
 //! The client that acts for a guest at the owner of a disk: what the guest hands over is carried
 //! out here like any other client's, in memory of this shard, and answered by the line.
 //!
-//! Refuses to leave before its guest: a guest's clients may ask until they are gone. Only when it is
-//! cut, because those of this shard that go had time enough, it leaves as soon as the disk has
+//! Refuses to leave before its guest: a guest's clients may ask until they are gone. Only when it
+//! is cut, because those of this shard that go had time enough, it leaves as soon as the disk has
 //! answered.
 
 use std::time::Instant;
