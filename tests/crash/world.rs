@@ -335,7 +335,10 @@ impl World {
             Some(bug) => wrap(leaf, bug, bytes),
             None => leaf,
         };
-        Ok(Disk::writable(leaf, ids[0], self.frozen(&ids[1..])))
+        let mut disk = Disk::writable(leaf, ids[0], self.frozen(&ids[1..]));
+        // What guests are told changes nothing about what reaches the disk, and when.
+        drop(disk.publish());
+        Ok(disk)
     }
 
     /// The leaf alone.
