@@ -117,8 +117,10 @@ impl<'w> Life<'w> {
         for parent in world.parents() {
             ids.push(host.add_file(SimFile::new(orlop::host::sim::fs::Backing::File, parent)));
         }
-        let disk =
+        let mut disk =
             world.open_as(world.leaf(), style.bug, &ids).expect("the world's own image opens");
+        // What guests are told changes nothing about what reaches the disk, and when.
+        drop(disk.publish());
         Self {
             world,
             style,
@@ -483,6 +485,7 @@ impl<'w> Life<'w> {
         match self.world.open_as(bytes, self.style.bug, &self.ids) {
             Ok(disk) => {
                 self.disk = disk;
+                drop(self.disk.publish());
                 // What is open is durable: the opening synced.
                 let cells = self.cells();
                 self.oracle.settle_size(cells);

@@ -66,7 +66,9 @@ impl Rig {
         let files = std::iter::once(leaf).chain(parents);
         let tickets: Vec<_> =
             files.map(|file| shard.script().lay(file).expect("an eventfd")).collect();
-        let disk = world.open(world.leaf(), None).expect("the world's own image opens");
+        let mut disk = world.open(world.leaf(), None).expect("the world's own image opens");
+        // As if it had guests.
+        drop(disk.publish());
         let sender = mailbox.clone();
         let mut attach: Asked<_> = Box::pin(async move {
             let make = Box::new(move |add: &mut dyn FnMut(_) -> _| {
