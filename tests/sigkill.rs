@@ -56,6 +56,12 @@ fn a_killed_server_of_a_child_loses_nothing_and_shows_nothing_old() {
 }
 
 #[test]
+fn a_killed_server_whose_disk_has_guests_loses_nothing_that_was_flushed() {
+    live(&["--aio", "auto", "--threads", "2"]);
+    live(&["--aio", "auto", "--threads", "3", "--parent"]);
+}
+
+#[test]
 fn a_killed_server_past_the_page_cache_loses_nothing_that_was_flushed() {
     live(&["--aio", "auto", "--cache", "none", "--parent"]);
 }

@@ -46,7 +46,7 @@ class Server:
         libc = ctypes.CDLL(None)
         self.process = subprocess.Popen(
             [options.orlop, "serve", image, "--socket", self.socket, "--aio", options.aio,
-             "--cache", options.cache],
+             "--cache", options.cache, "--threads", options.threads],
             stdout=subprocess.PIPE, env={**os.environ, "ORLOP_LOG": "warn"},
             preexec_fn=lambda: libc.prctl(DIE_WITH_PARENT, signal.SIGKILL))
         self.uri = self.process.stdout.readline().decode().strip()
@@ -267,6 +267,7 @@ def main():
     parser.add_argument("--sectors", type=int, default=16384)
     parser.add_argument("--aio", default="auto")
     parser.add_argument("--cache", default="writeback")
+    parser.add_argument("--threads", default="1")
     parser.add_argument("--parent", action="store_true")
     live(parser.parse_args())
 
