@@ -136,7 +136,7 @@ impl Disk {
             self.replies.push_back(Reply { id, result: Err(fault) });
             return;
         }
-        if self.leaves(id, request) {
+        if self.is_guest() && self.leaves(id, request) {
             return;
         }
         let exclusive = self.is_exclusive(&request);
@@ -272,8 +272,12 @@ impl Disk {
         let task = &mut self.tasks[key];
         task.admitted = true;
         self.exclusives += usize::from(task.exclusive);
-        self.announce(key);
-        self.note_seen(key);
+        if self.publisher.is_some() {
+            self.announce(key);
+        }
+        if self.is_guest() {
+            self.note_seen(key);
+        }
         self.advance(key);
     }
 
@@ -383,10 +387,12 @@ impl Disk {
     /// Ends a task.
     pub(super) fn reply(&mut self, key: TaskKey) {
         let task = self.tasks.remove(key);
-        if self.gives_up(&task) {
+        if self.is_guest() && self.gives_up(&task) {
             return;
         }
-        self.note_end(&task);
+        if self.publisher.is_some() {
+            self.note_end(&task);
+        }
         let result = match (task.fault, &self.stopped) {
             (Some(fault), _) => Err(fault),
             (None, Some(why)) => Err(Fault {

@@ -71,6 +71,7 @@ impl Disk {
     }
 
     /// Whether this is a guest.
+    #[inline]
     pub fn is_guest(&self) -> bool {
         self.stack.view.is_some()
     }
@@ -91,6 +92,7 @@ impl Disk {
 
     /// Takes a request for the owner if this is a guest and cannot answer it. What it can try, it
     /// must look at before it begins.
+    #[inline(never)]
     pub(super) fn leaves(&mut self, id: RequestId, request: Request) -> bool {
         let Some(view) = &self.stack.view else { return false };
         let may_try = match request {
@@ -106,6 +108,7 @@ impl Disk {
     }
 
     /// Notes what a guest's read must find again when it ends.
+    #[inline(never)]
     pub(super) fn note_seen(&mut self, key: TaskKey) {
         let Some(view) = &self.stack.view else { return };
         let task = &mut self.tasks[key];
@@ -113,6 +116,7 @@ impl Disk {
     }
 
     /// Takes a guest's read for the owner whose answer would be a guess. True when it did.
+    #[inline(never)]
     pub(super) fn gives_up(&mut self, task: &Task) -> bool {
         let Some(view) = &self.stack.view else { return false };
         let still = |extent| task.seen.is_some_and(|seen| view.published.is_still(extent, seen));
@@ -124,6 +128,7 @@ impl Disk {
     }
 
     /// G1 and G2: a change is announced before its first effect.
+    #[inline(never)]
     pub(super) fn announce(&mut self, key: TaskKey) {
         if let Some(publisher) = &mut self.publisher
             && let Some((extent, moves)) = change_of(&self.tasks[key].request)
@@ -133,6 +138,7 @@ impl Disk {
     }
 
     /// G1: a change is over before anybody hears of it. And what was read is told, for the next.
+    #[inline(never)]
     pub(super) fn note_end(&mut self, task: &Task) {
         let Some(publisher) = &mut self.publisher else { return };
         if !task.admitted {
@@ -183,9 +189,9 @@ impl Disk {
 }
 
 impl Stack {
-    /// Where the first bytes of an extent live, for a read; `None`: the owner knows.
-    pub(super) fn find_to_read(&mut self, wanted: Extent) -> Option<Found> {
-        let Some(view) = &self.view else { return Some(self.find(wanted)) };
+    /// Where the first bytes of an extent live, for a guest's read; `None`: the owner knows.
+    pub(super) fn find_published(&mut self, wanted: Extent) -> Option<Found> {
+        let view = self.view.as_ref()?;
         let file = view.file;
         Some(match view.published.home(wanted)? {
             (Home::Leaf(at), len) => Found::Here { layer: 0, file, at, len },

@@ -28,7 +28,11 @@ impl Disk {
             if rest.len.is_zero() || task.pending >= MAX_PIECES {
                 break;
             }
-            let Some(found) = self.stack.find_to_read(rest) else {
+            let found = if self.stack.view.is_none() {
+                self.stack.find(rest)
+            } else if let Some(found) = self.stack.find_published(rest) {
+                found
+            } else {
                 // The owner is to answer all of it.
                 (task.cursor, task.seen) = (extent.len, None);
                 break;

@@ -2,7 +2,6 @@
 //! the disk, or that a write in flight will change, is held and cannot be dropped.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::NonZeroU32;
 
 use vhd::{BlockIndex, FileOffset, bitmap};
 
@@ -14,7 +13,7 @@ const PARTS: u32 = 32;
 
 /// Which parts of a bitmap are all alike: most answers need no look at the bits themselves, which
 /// lie elsewhere in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Digest {
     /// A bit for each part in which all sectors are present.
     present: u32,
@@ -23,43 +22,73 @@ struct Digest {
 }
 
 impl Digest {
+    /// Bytes of one part; 0 where a bitmap is too small for parts of its own.
+    const fn part_bytes(bits: usize) -> usize {
+        bits / PARTS as usize
+    }
+
     fn of(bits: &[u8]) -> Self {
-        let mut digest = Self { present: 0, absent: 0 };
-        digest.renew(bits, 0, PARTS);
+        match Self::part_bytes(bits.len()) {
+            // That of blocks of up to 2 MiB: one comparison each.
+            16 => Self::of_parts(bits.as_chunks::<16>().0.iter().map(|part| {
+                (u128::from_ne_bytes(*part) == u128::MAX, u128::from_ne_bytes(*part) == 0)
+            })),
+            0 => Self::default(),
+            size => Self::of_parts(bits.chunks_exact(size).map(whole)),
+        }
+    }
+
+    fn of_parts(parts: impl Iterator<Item = (bool, bool)>) -> Self {
+        let mut digest = Self::default();
+        for (number, (present, absent)) in (0..PARTS).zip(parts) {
+            digest.present |= u32::from(present) << number;
+            digest.absent |= u32::from(absent) << number;
+        }
         digest
     }
 
-    /// Sectors of one part; 0 where a bitmap is too small for parts of its own.
-    fn part_of(bits: usize) -> u32 {
-        (bits / PARTS as usize) as u32 * 8
-    }
-
-    /// Takes in parts `first..end` anew.
-    fn renew(&mut self, bits: &[u8], first: u32, end: u32) {
-        let part = Self::part_of(bits.len());
-        for number in first..end.min(if part == 0 { 0 } else { PARTS }) {
-            let (value, same) = bitmap::run(bits, number * part, (number + 1) * part);
-            let (bit, whole) = (1 << number, same == part);
-            let put = |word: u32, is: bool| if is { word | bit } else { word & !bit };
-            self.present = put(self.present, whole && value);
-            self.absent = put(self.absent, whole && !value);
+    /// Takes in anew what stands in the parts of `count` sectors from `first` on.
+    fn renew(&mut self, bits: &[u8], first: u32, count: u32) {
+        let Some(parts) = parts_of(bits.len(), first, count) else {
+            *self = Self::of(bits);
+            return;
+        };
+        let size = Self::part_bytes(bits.len());
+        let mut left = parts;
+        while left != 0 {
+            let number = left.trailing_zeros();
+            let at = number as usize * size;
+            let (present, absent) = whole(&bits[at..at + size]);
+            self.present = self.present & !(1 << number) | u32::from(present) << number;
+            self.absent = self.absent & !(1 << number) | u32::from(absent) << number;
+            left &= left - 1;
         }
     }
 
     /// Whether `count` sectors from `first` on are present, if the digest knows that of all.
     fn tell(self, bits: usize, first: u32, count: u32) -> Option<bool> {
-        let part = Self::part_of(bits);
-        let last = (first + count).checked_sub(1)?.checked_div(part)?;
-        let first = first / part;
-        if count == 0 || last >= PARTS {
-            return None;
-        }
-        let parts = (u32::MAX >> (PARTS - 1 - (last - first))) << first;
+        let parts = parts_of(bits, first, count)?;
         if self.present & parts == parts {
             return Some(true);
         }
         (self.absent & parts == parts).then_some(false)
     }
+}
+
+/// Whether all sectors of a part are present, and whether all are absent.
+fn whole(part: &[u8]) -> (bool, bool) {
+    (part.iter().all(|byte| *byte == 0xFF), part.iter().all(|byte| *byte == 0))
+}
+
+/// The parts that sectors lie in, a bit for each; `None` where there are no parts.
+fn parts_of(bits: usize, first: u32, count: u32) -> Option<u32> {
+    let part = Digest::part_bytes(bits) as u32 * 8;
+    let last = (first + count).checked_sub(1)?.checked_div(part)?;
+    let first = first / part;
+    if count == 0 || last >= PARTS {
+        return None;
+    }
+    Some((u32::MAX >> (PARTS - 1 - (last - first))) << first)
 }
 
 struct Entry {
@@ -150,10 +179,7 @@ impl Bitmaps {
     pub(super) fn set(&mut self, block: BlockIndex, first: u32, count: u32) -> bool {
         let Some(entry) = self.entries.get_mut(&block) else { return false };
         bitmap::set_range(&mut entry.bits, first, count);
-        if let Some(part) = NonZeroU32::new(Digest::part_of(entry.bits.len())) {
-            let end = (first + count).div_ceil(part.get());
-            entry.digest.renew(&entry.bits, first / part, end);
-        }
+        entry.digest.renew(&entry.bits, first, count);
         true
     }
 
