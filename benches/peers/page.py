@@ -4,8 +4,8 @@ import html
 import math
 import re
 
-from report import (MISSED, OPEN, REACHED, cells, curves_of, floors_of, growth, is_peer, measured,
-                    number, setting, tally)
+from report import (BEHIND, MISSED, OPEN, REACHED, cells, curves_of, floors_of, growth, is_peer,
+                    measured, number, setting, tally)
 from sampling import lines_of
 
 STYLE = """
@@ -163,6 +163,7 @@ def head(report):
     out += [f"<p>{words(paragraph)}" for paragraph in setting(report)]
     out += [f"<p class=missed>Fails: {html.escape(failure)}" for failure in report["failures"]]
     out.append(f"<h2>Floors: {tally(report)}</h2>")
+    out.append(f"<p>{words(BEHIND)}")
     out.append(table(["check", "job", "floor", "verdict", "measured"], [
         [check, html.escape(job["title"]), html.escape(floor["text"]), judged(floor),
          measured(floor)] for check, job, floor in floors_of(report)]))
