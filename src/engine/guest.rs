@@ -58,8 +58,8 @@ impl Disk {
         if self.publisher.is_none() {
             let mut publisher = Publisher::new(self.size, unit, STRIPES);
             for (_, task) in &self.tasks {
-                if let Some((extent, moves)) = change_of(&task.request).filter(|_| task.admitted) {
-                    publisher.begin(extent, moves);
+                if let Some(extent) = task.request.changes().filter(|_| task.admitted) {
+                    publisher.begin(extent, moves(&task.request));
                 }
             }
             if self.stopped.is_some() || self.resize.is_running() {
@@ -130,10 +130,9 @@ impl Disk {
     /// G1 and G2: a change is announced before its first effect.
     #[inline(never)]
     pub(super) fn announce(&mut self, key: TaskKey) {
-        if let Some(publisher) = &mut self.publisher
-            && let Some((extent, moves)) = change_of(&self.tasks[key].request)
-        {
-            publisher.begin(extent, moves);
+        let request = &self.tasks[key].request;
+        if let (Some(publisher), Some(extent)) = (&mut self.publisher, request.changes()) {
+            publisher.begin(extent, moves(request));
         }
     }
 
@@ -151,7 +150,7 @@ impl Disk {
                 publisher.open();
             }
             request => {
-                if let Some((extent, _)) = change_of(&request) {
+                if let Some(extent) = request.changes() {
                     publisher.end(extent);
                 }
             }
@@ -200,18 +199,9 @@ impl Stack {
     }
 }
 
-/// The bytes that a request changes, and whether it may take any away from where they lie.
-fn change_of(request: &Request) -> Option<(Extent, bool)> {
-    match request {
-        Request::Write { extent, .. } => Some((*extent, false)),
-        Request::Zero { extent, .. } | Request::Discard { extent, .. } => Some((*extent, true)),
-        Request::Read { .. }
-        | Request::Fetch { .. }
-        | Request::Map { .. }
-        | Request::Flush
-        | Request::Resize { .. }
-        | Request::Hold => None,
-    }
+/// Whether a change may take bytes away from where they lie.
+const fn moves(change: &Request) -> bool {
+    !matches!(change, Request::Write { .. })
 }
 
 #[cfg(test)]

@@ -89,6 +89,20 @@ impl Request {
             Self::Flush | Self::Resize { .. } | Self::Hold => None,
         }
     }
+
+    /// The part of the disk it changes. A longer disk changes nothing that was there.
+    #[must_use]
+    pub const fn changes(&self) -> Option<Extent> {
+        match self {
+            Self::Write { .. } | Self::Zero { .. } | Self::Discard { .. } => self.extent(),
+            Self::Read { .. }
+            | Self::Fetch { .. }
+            | Self::Map { .. }
+            | Self::Flush
+            | Self::Resize { .. }
+            | Self::Hold => None,
+        }
+    }
 }
 
 /// A piece of a read's answer.

@@ -41,16 +41,25 @@ pub trait Client: Send {
         Fate::Stay
     }
 
-    /// A receive is over.
+    /// A receive is over. A client without a socket never hears of one.
     fn received(
         &mut self,
-        cx: &mut Context<'_>,
-        into: ReceiveInto,
-        result: Result<u32, IoError>,
-    ) -> Fate;
+        _cx: &mut Context<'_>,
+        _into: ReceiveInto,
+        _result: Result<u32, IoError>,
+    ) -> Fate {
+        Fate::Stay
+    }
 
-    /// A send is over.
-    fn sent(&mut self, cx: &mut Context<'_>, list: SendList, result: Result<(), IoError>) -> Fate;
+    /// A send is over. A client without a socket never hears of one.
+    fn sent(
+        &mut self,
+        _cx: &mut Context<'_>,
+        _list: SendList,
+        _result: Result<(), IoError>,
+    ) -> Fate {
+        Fate::Stay
+    }
 
     /// The disk answered the request submitted as `slot`.
     fn replied(&mut self, cx: &mut Context<'_>, slot: u32, result: Result<Answer, Fault>) -> Fate;

@@ -113,29 +113,23 @@ impl Shard {
         }
         let disk = key & !LINE;
         let outcomes = self.disks[disk].line.as_ref().map(GuestEnd::take).unwrap_or_default();
-        for outcome in outcomes {
-            let id = outcome.id;
-            let result = match outcome.result.is_ok() {
-                true => Ok(self.bring_home(outcome)),
-                false => outcome.result,
-            };
+        for Outcome { id, request, result, bytes } in outcomes {
+            let result = result.map(|answer| self.bring_home(request, answer, &bytes));
             self.disks.touch(disk).disk.answered(id, result);
         }
         true
     }
 
     /// Puts what was read where it was asked for, and says so in terms of this shard's memory.
-    fn bring_home(&mut self, outcome: Outcome) -> Answer {
-        let Outcome { request, result, bytes, .. } = outcome;
-        let into = match request {
-            Request::Read { into, .. } | Request::Fetch { into, .. } => into,
-            _ => return result.unwrap_or(Answer::Done),
+    fn bring_home(&mut self, request: Request, answer: Answer, bytes: &[u8]) -> Answer {
+        let (Request::Read { into, .. } | Request::Fetch { into, .. }) = request else {
+            return answer;
         };
-        let Ok(Answer::Segments(segments)) = result else {
-            self.arena.copy_in(into, &bytes);
+        let Answer::Segments(segments) = answer else {
+            self.arena.copy_in(into, bytes);
             return Answer::Done;
         };
-        let (mut skip, mut rest) = (ByteLen::ZERO, bytes.as_slice());
+        let (mut skip, mut rest) = (ByteLen::ZERO, bytes);
         let mut home = |segment| match segment {
             Segment::Data(theirs) => {
                 let mine = into.part(skip, theirs.bytes());

@@ -11,10 +11,8 @@ use slab::Slab;
 
 use super::client::{Client, Context, Fate};
 use super::line::{Outcome, OwnerEnd, Parcel, nobody};
-use crate::engine::effect::IoError;
 use crate::engine::request::{Answer, Fault, Request, RequestId, Segment};
 use crate::host::memory::{Arena, Lease};
-use crate::host::{ReceiveInto, SendList};
 
 /// A request of the guest that the disk has.
 struct Held {
@@ -110,24 +108,6 @@ impl Client for Steward {
 
     fn nudged(&mut self, cx: &mut Context<'_>) -> Fate {
         self.go_on(cx)
-    }
-
-    fn received(
-        &mut self,
-        _cx: &mut Context<'_>,
-        _into: ReceiveInto,
-        _result: Result<u32, IoError>,
-    ) -> Fate {
-        Fate::Stay
-    }
-
-    fn sent(
-        &mut self,
-        _cx: &mut Context<'_>,
-        _list: SendList,
-        _result: Result<(), IoError>,
-    ) -> Fate {
-        Fate::Stay
     }
 
     fn replied(&mut self, cx: &mut Context<'_>, slot: u32, result: Result<Answer, Fault>) -> Fate {

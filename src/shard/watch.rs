@@ -33,21 +33,6 @@ pub trait Watch: Send + Sync {
 /// Who watches a disk: the key of a client, whose own changes are known to it.
 pub(super) type Watches = Vec<(u32, Arc<dyn Watch>)>;
 
-/// The part of a disk a request changes. A longer disk changes nothing that was there.
-fn changed(request: &Request) -> Option<Extent> {
-    match request {
-        Request::Write { extent, .. }
-        | Request::Zero { extent, .. }
-        | Request::Discard { extent, .. } => Some(*extent),
-        Request::Read { .. }
-        | Request::Fetch { .. }
-        | Request::Map { .. }
-        | Request::Flush
-        | Request::Resize { .. }
-        | Request::Hold => None,
-    }
-}
-
 /// How far a change is.
 enum Stage {
     /// Changed copies come home; then it goes to the disk.
@@ -130,7 +115,7 @@ impl Changes {
         request: Request,
     ) -> Option<Request> {
         let key = (id.0 >> 32) as u32;
-        let Some(extent) = changed(&request) else { return Some(request) };
+        let Some(extent) = request.changes() else { return Some(request) };
         if watches.iter().any(|(watcher, _)| *watcher == key) {
             let changes = self.under_way.values_mut();
             let made = changes.filter(|change| !matches!(change.stage, Stage::Before));

@@ -212,10 +212,10 @@ mod tests {
     const BLOCK: BlockIndex = BlockIndex::new(7);
 
     proptest! {
-        /// Bitmaps of blocks of 512 bytes to 2 MiB, some of which are written further.
+        /// Bitmaps of blocks of 4 KiB to 16 MiB, some of which are written further.
         #[test]
         fn what_is_told_is_what_the_bits_say(
-            size in proptest::sample::select(vec![1usize, 31, 32, 33, 100, 512]),
+            size in proptest::sample::select(vec![1usize, 31, 32, 33, 100, 512, 4096]),
             ranges in proptest::collection::vec((any::<u16>(), 0u32..700), 0..12),
             later in proptest::collection::vec((any::<u16>(), 0u32..700), 0..6),
             asked in proptest::collection::vec((any::<u16>(), 0u32..700), 40),
