@@ -8,6 +8,8 @@
 mod channel {
     pub(crate) mod shown;
 }
+#[path = "support/clean.rs"]
+mod clean;
 #[path = "shard/rig.rs"]
 #[allow(dead_code)]
 mod rig;
@@ -97,7 +99,7 @@ fn disks_of_two_shards_are_files_of_one_mount() {
             assert_eq!(file.read_at(&mut back, 8 * MIB - 5).unwrap(), 5);
         }
         drop(files);
-        shown.mounted().unmount(UnmountHow::Clean).unwrap();
+        clean::unmount(shown.mounted());
         drop(shown);
         here.close();
         there.close();
@@ -353,7 +355,7 @@ fn those_who_are_killed_while_they_wait_leave_nothing_behind() {
         let file = shown.open(0);
         churn(&file, 8);
         drop(file);
-        shown.mounted().unmount(UnmountHow::Clean).unwrap();
+        clean::unmount(shown.mounted());
         drop(shown);
         rig.close();
     }
